@@ -15,7 +15,7 @@ use crate::args::{Config, Object};
 use crate::engine;
 use crate::sink;
 use crate::sink::reader::RelayReader;
-use crate::standby::{self, Place, TIMING};
+use crate::standby::{self, Led, Place, TIMING};
 use crate::status;
 
 /// Runs the bridge until `shutdown`, or until its trigger or sink is gone.
@@ -48,54 +48,66 @@ fn work(
 ) -> BoxFuture<'static, ()> {
     let election = standby::Metrics::default();
     election.register(registry);
-    let gate = (ready.clone(), election);
-    let place = |namespace: &str, name: &str| Place {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        identity: config.identity.clone(),
-        timing: TIMING,
+    let api = client.clone();
+    let candidate = Campaign {
+        client,
+        identity: config.identity,
+        gate: (ready.clone(), election),
+        shutdown,
     };
-    let end = shutdown.clone();
     match config.object {
         Object::Trigger(config) => {
-            let (metrics, api) = (status::Metrics::default(), client.clone());
+            let metrics = status::Metrics::default();
             metrics.register(registry);
-            let (place, idle) = (place(&config.namespace, &config.trigger), metrics.clone());
-            let lead = move |term: CancellationToken| {
-                let work = engine::run(api.clone(), config.clone(), metrics.clone(), ready.clone(), term);
-                unless_over(work, end.clone())
-            };
-            Box::pin(standby::run::<ProcessTrigger, _>(
-                client,
-                place,
-                gate,
-                shutdown,
-                lead,
-                move || idle.idle(),
-            ))
+            let (place, idle) = ((config.namespace.clone(), config.trigger.clone()), metrics.clone());
+            let lead = move |term| engine::run(api.clone(), config.clone(), metrics.clone(), ready.clone(), term);
+            candidate.run::<ProcessTrigger, _>(place, lead, move || idle.idle())
         }
         Object::Sink(config) => {
-            let (metrics, reader, api) = (
-                sink::Metrics::default(),
-                Arc::new(RelayReader::default()),
-                client.clone(),
-            );
+            let (metrics, reader) = (sink::Metrics::default(), Arc::new(RelayReader::default()));
             metrics.register(registry);
-            let (place, idle) = (place(&config.namespace, &config.sink), metrics.clone());
-            let lead = move |term: CancellationToken| {
+            let (place, idle) = ((config.namespace.clone(), config.sink.clone()), metrics.clone());
+            let lead = move |term| {
                 let (reader, ready) = (reader.clone(), ready.clone());
-                let work = sink::run(api.clone(), config.clone(), reader, metrics.clone(), ready, term);
-                unless_over(work, end.clone())
+                sink::run(api.clone(), config.clone(), reader, metrics.clone(), ready, term)
             };
-            Box::pin(standby::run::<ProcessSink, _>(
-                client,
-                place,
-                gate,
-                shutdown,
-                lead,
-                move || idle.idle(),
-            ))
+            candidate.run::<ProcessSink, _>(place, lead, move || idle.idle())
         }
+    }
+}
+
+/// What a candidate needs, whatever it is of.
+struct Campaign {
+    client: Client,
+    identity: String,
+    gate: (Gate, standby::Metrics),
+    shutdown: CancellationToken,
+}
+
+impl Campaign {
+    /// Runs `lead` while this pod holds the lease of the object with this namespace and name.
+    fn run<K: Led, Work: Future<Output = ()> + Send + 'static>(
+        self,
+        (namespace, name): (String, String),
+        lead: impl Fn(CancellationToken) -> Work + Send + 'static,
+        idle: impl Fn() + Send + 'static,
+    ) -> BoxFuture<'static, ()> {
+        let place = Place {
+            namespace,
+            name,
+            identity: self.identity,
+            timing: TIMING,
+        };
+        let end = self.shutdown.clone();
+        let lead = move |term| unless_over(lead(term), end.clone());
+        Box::pin(standby::run::<K, _>(
+            self.client,
+            place,
+            self.gate,
+            self.shutdown,
+            lead,
+            idle,
+        ))
     }
 }
 

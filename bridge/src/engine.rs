@@ -33,6 +33,8 @@ use crate::runs::{Known, Runs};
 use crate::source::{Receipt, Settings};
 use crate::status::{Board, Metrics};
 
+pub use report::first_finding;
+
 use gate::Gate;
 use jobs::{Intake, Sent, Settled};
 use link::{Link, News};

@@ -201,6 +201,18 @@ impl Kubernetes {
         self.call(api.get(name)).await.map_err(|error| classify(&error))
     }
 
+    /// The same, if there is one.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn found<K>(&self, name: &str) -> Result<Option<K>, ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
+        self.call(api.get_opt(name)).await.map_err(|error| classify(&error))
+    }
+
     /// A process by name, if there is one.
     ///
     /// # Errors
@@ -300,14 +312,37 @@ impl Kubernetes {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {
+        let applied = self.apply::<K>(name, &json!({"name": name}), status).await;
+        applied.map_err(|error| classify(&error))
+    }
+
+    /// The same, if the object is still as it was read: otherwise false.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn apply_status_of<K>(&self, object: &K, status: &Value) -> Result<bool, ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let name = object.name_any();
+        let metadata = json!({"name": name, "resourceVersion": object.resource_version()});
+        match self.apply::<K>(&name, &metadata, status).await {
+            Err(error) if is_gone(&error) => Ok(false),
+            applied => applied.map(|()| true).map_err(|error| classify(&error)),
+        }
+    }
+
+    async fn apply<K>(&self, name: &str, metadata: &Value, status: &Value) -> kube::Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
         let object = json!({
-            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
-            "metadata": {"name": name}, "status": status,
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata, "status": status,
         });
         let params = PatchParams::apply(BRIDGE_MANAGER).force();
         let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
         let applied = self.call(api.patch_status(name, &params, &Patch::Apply(&object))).await;
-        applied.map(|_| ()).map_err(|error| classify(&error))
+        applied.map(|_| ())
     }
 
     /// Writes an Event about a trigger or a sink. One that cannot be written is only logged: the status says the same.

@@ -36,6 +36,8 @@ pub const DEAD_LETTER_TRIGGER: &str = "rproc-dead-letter-trigger";
 pub const DEAD_LETTER_ID: &str = "rproc-dead-letter-message-id";
 /// Header of a replayed message of NATS: the place of its dead letter.
 pub const DEAD_LETTER_PLACE: &str = "rproc-dead-letter-place";
+/// Header of a dead letter that the replay of another trigger has moved to the end of its queue: which replay.
+pub const DEAD_LETTER_MOVED: &str = "rproc-dead-letter-moved";
 /// Header of a message of NATS: its subject, to which it is sent again.
 pub const SUBJECT: &str = "rproc-subject";
 /// Header of a dead letter, and of the message that is made of it again: the uid of the process that failed. With this
@@ -135,6 +137,7 @@ impl Message {
     pub fn into_replay(mut self) -> Self {
         self.headers.remove(DEAD_LETTER_REASON);
         self.headers.remove(DEAD_LETTER_TRIGGER);
+        self.headers.remove(DEAD_LETTER_MOVED);
         self
     }
 

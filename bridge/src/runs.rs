@@ -3,26 +3,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::runtime::watcher::Event;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_api::names::ANNOTATION_RESULT_SENT;
+use tokio::time::Instant;
 
 use crate::outcome;
 use crate::process::forget_at;
 
-/// How long after the end of a process its result waits for the seal of its output.
-const SEAL_WAIT: SignedDuration = SignedDuration::from_secs(60);
+/// How long the result of a process waits for the seal of its output, from when this bridge has seen its end: one that was
+/// away must not leave out what is still to come, and the clock of who has written the end does not count.
+const SEAL_WAIT: Duration = Duration::from_secs(60);
 
 /// A process that has not ended, or whose result is not sent.
 #[derive(Clone, Debug)]
 enum Run {
     /// Created by us, and not seen by the watch yet. With the number of the list that had begun then.
     Created(u64),
-    /// As it was last seen.
-    Seen(Arc<RemoteProcess>),
+    /// As it was last seen; and when it was first seen with an end, if it has ended.
+    Seen(Arc<RemoteProcess>, Option<Instant>),
 }
 
 /// A process that has ended and whose result is sent: only what is needed to forget it.
@@ -62,7 +65,7 @@ pub struct Runs {
 
 impl Runs {
     /// Learns from the watch. Returns the names of processes that are gone.
-    pub fn apply(&mut self, event: Event<RemoteProcess>) -> Vec<String> {
+    pub fn apply(&mut self, event: Event<RemoteProcess>, now: Instant) -> Vec<String> {
         match event {
             Event::Init => {
                 self.listed.clear();
@@ -71,11 +74,11 @@ impl Runs {
             }
             Event::InitApply(process) => {
                 self.listed.insert(process.name_any());
-                self.see(process);
+                self.see(process, now);
                 Vec::new()
             }
             Event::Apply(process) => {
-                self.see(process);
+                self.see(process, now);
                 Vec::new()
             }
             Event::Delete(process) => self.delete(&process),
@@ -83,7 +86,7 @@ impl Runs {
         }
     }
 
-    fn see(&mut self, process: RemoteProcess) {
+    fn see(&mut self, process: RemoteProcess, now: Instant) {
         let name = process.name_any();
         match done(&process) {
             Some(done) => {
@@ -92,8 +95,17 @@ impl Runs {
             }
             None => {
                 self.done.remove(&name);
-                self.open.insert(name, Run::Seen(Arc::new(process)));
+                let ended = self.ended(&process).or_else(|| process.is_final().then_some(now));
+                self.open.insert(name, Run::Seen(Arc::new(process), ended));
             }
+        }
+    }
+
+    /// When this process was first seen with an end.
+    fn ended(&self, process: &RemoteProcess) -> Option<Instant> {
+        match self.open.get(&process.name_any())? {
+            Run::Seen(known, ended) if known.uid() == process.uid() => *ended,
+            _ => None,
         }
     }
 
@@ -131,7 +143,7 @@ impl Runs {
 
     fn uid(&self, name: &str) -> Option<String> {
         match self.open.get(name) {
-            Some(Run::Seen(process)) => process.uid(),
+            Some(Run::Seen(process, _)) => process.uid(),
             Some(Run::Created(_)) => None,
             None => self.done.get(name).map(|done| done.uid.clone()),
         }
@@ -169,7 +181,7 @@ impl Runs {
     /// What is known about a process.
     pub fn known(&self, name: &str) -> Known {
         match (self.open.get(name), self.done.get(name)) {
-            (Some(Run::Seen(process)), _) if process.is_final() => Known::Ended {
+            (Some(Run::Seen(process, _)), _) if process.is_final() => Known::Ended {
                 has_failed: outcome::failure(process).is_some(),
             },
             (Some(_), _) => Known::Running,
@@ -181,9 +193,9 @@ impl Runs {
     }
 
     /// The processes whose result can be sent now.
-    pub fn results(&self, now: Timestamp) -> impl Iterator<Item = &Arc<RemoteProcess>> {
+    pub fn results(&self, now: Instant) -> impl Iterator<Item = &Arc<RemoteProcess>> {
         self.open.values().filter_map(move |run| match run {
-            Run::Seen(process) if is_due(process, now) => Some(process),
+            Run::Seen(process, Some(ended)) if is_due(process, *ended, now) => Some(process),
             _ => None,
         })
     }
@@ -191,7 +203,7 @@ impl Runs {
     /// The processes that have not ended, or whose result is not sent, as they were last seen.
     pub fn open(&self) -> impl Iterator<Item = &Arc<RemoteProcess>> {
         self.open.values().filter_map(|run| match run {
-            Run::Seen(process) => Some(process),
+            Run::Seen(process, _) => Some(process),
             Run::Created(_) => None,
         })
     }
@@ -223,7 +235,7 @@ impl Done {
 fn is_running(run: &Run) -> bool {
     match run {
         Run::Created(_) => true,
-        Run::Seen(process) => !process.is_final(),
+        Run::Seen(process, _) => !process.is_final(),
     }
 }
 
@@ -232,9 +244,10 @@ fn done(process: &RemoteProcess) -> Option<Done> {
     (process.is_final() && is_sent).then(|| Done::of(process))
 }
 
-fn is_due(process: &RemoteProcess, now: Timestamp) -> bool {
-    let is_late = || now.duration_since(finished_at(process)) >= SEAL_WAIT;
-    process.is_final() && (outcome::is_sealed(process) || is_late())
+/// Whether the result of a process can be sent whose end was seen at `ended`.
+fn is_due(process: &RemoteProcess, ended: Instant, now: Instant) -> bool {
+    let is_late = now.saturating_duration_since(ended) >= SEAL_WAIT;
+    process.is_final() && (outcome::is_sealed(process) || is_late)
 }
 
 /// When it ended; the beginning of time if nobody knows.
@@ -253,6 +266,7 @@ fn sent_at(process: &RemoteProcess) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use serde_json::{Value, json};
 
     use super::*;
@@ -287,7 +301,7 @@ mod tests {
         "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds)
     }
 
-    fn names(runs: &Runs, now: Timestamp) -> Vec<String> {
+    fn names(runs: &Runs, now: Instant) -> Vec<String> {
         runs.results(now).map(|process| process.name_any()).collect()
     }
 
@@ -295,15 +309,15 @@ mod tests {
     fn what_was_created_counts_before_the_watch_shows_it() {
         let mut runs = Runs::default();
         assert!(!runs.is_complete());
-        runs.apply(Event::Init);
-        runs.apply(Event::InitApply(running("a")));
-        runs.apply(Event::InitDone);
+        runs.apply(Event::Init, Instant::now());
+        runs.apply(Event::InitApply(running("a")), Instant::now());
+        runs.apply(Event::InitDone, Instant::now());
         assert!(runs.is_complete());
         runs.created("b");
         assert_eq!((runs.running(), runs.known("b")), (2, Known::Running));
-        runs.apply(Event::Apply(running("b")));
+        runs.apply(Event::Apply(running("b")), Instant::now());
         assert_eq!(runs.running(), 2, "it is the same one");
-        runs.apply(Event::Apply(ended("b", true, false)));
+        runs.apply(Event::Apply(ended("b", true, false)), Instant::now());
         assert_eq!(
             (runs.running(), runs.known("b")),
             (1, Known::Ended { has_failed: true })
@@ -315,16 +329,20 @@ mod tests {
     #[test]
     fn a_new_list_tells_what_is_gone_but_not_of_what_is_newer() {
         let mut runs = Runs::default();
-        runs.apply(Event::Init);
-        runs.apply(Event::InitApply(running("a")));
-        runs.apply(Event::InitDone);
+        runs.apply(Event::Init, Instant::now());
+        runs.apply(Event::InitApply(running("a")), Instant::now());
+        runs.apply(Event::InitDone, Instant::now());
         runs.created("before");
-        runs.apply(Event::Init);
+        runs.apply(Event::Init, Instant::now());
         runs.created("meanwhile");
-        assert_eq!(runs.apply(Event::InitDone), ["a", "before"]);
+        assert_eq!(runs.apply(Event::InitDone, Instant::now()), ["a", "before"]);
         assert_eq!(runs.running(), 1);
-        runs.apply(Event::Init);
-        assert_eq!(runs.apply(Event::InitDone), ["meanwhile"], "nothing counts forever");
+        runs.apply(Event::Init, Instant::now());
+        assert_eq!(
+            runs.apply(Event::InitDone, Instant::now()),
+            ["meanwhile"],
+            "nothing counts forever"
+        );
     }
 
     #[test]
@@ -332,30 +350,61 @@ mod tests {
         let mut runs = Runs::default();
         let mut former = running("a");
         former.metadata.uid = Some("former".into());
-        runs.apply(Event::Apply(running("a")));
-        assert!(runs.apply(Event::Delete(former)).is_empty());
-        assert_eq!(runs.apply(Event::Delete(running("a"))), ["a"]);
-        assert!(runs.apply(Event::Delete(running("a"))).is_empty());
+        runs.apply(Event::Apply(running("a")), Instant::now());
+        assert!(runs.apply(Event::Delete(former), Instant::now()).is_empty());
+        assert_eq!(runs.apply(Event::Delete(running("a")), Instant::now()), ["a"]);
+        assert!(runs.apply(Event::Delete(running("a")), Instant::now()).is_empty());
     }
 
     #[test]
     fn results_wait_for_the_seal_but_not_forever() {
-        let mut runs = Runs::default();
-        runs.apply(Event::Apply(ended("sealed", true, false)));
-        runs.apply(Event::Apply(ended("open", false, false)));
-        runs.apply(Event::Apply(ended("sent", true, true)));
-        runs.apply(Event::Apply(running("runs")));
-        assert_eq!(names(&runs, at(0)), ["sealed"]);
-        assert_eq!(names(&runs, at(60)), ["open", "sealed"]);
+        let (mut runs, begin) = (Runs::default(), Instant::now());
+        for process in [
+            ended("sealed", true, false),
+            ended("open", false, false),
+            ended("sent", true, true),
+            running("runs"),
+        ] {
+            runs.apply(Event::Apply(process), begin);
+        }
+        assert_eq!(names(&runs, begin), ["sealed"]);
+        let later = begin + SEAL_WAIT;
+        assert_eq!(names(&runs, later), ["open", "sealed"]);
         runs.sent(&ended("sealed", true, false), at(60));
-        assert_eq!(names(&runs, at(60)), ["open"]);
+        assert_eq!(names(&runs, later), ["open"]);
+    }
+
+    /// The output of a process that ended while no bridge was there may still be on its way.
+    #[test]
+    fn results_wait_from_when_their_end_was_seen() {
+        let (mut runs, begin) = (Runs::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        runs.apply(Event::Apply(running("a")), begin);
+        runs.apply(Event::Apply(ended("a", false, false)), begin + 100 * second);
+        // Nothing that is shown later moves that.
+        for event in [
+            Event::Apply(ended("a", false, false)),
+            Event::Init,
+            Event::InitApply(ended("a", false, false)),
+            Event::InitDone,
+        ] {
+            runs.apply(event, begin + 130 * second);
+        }
+        assert!(names(&runs, begin + 159 * second).is_empty());
+        assert_eq!(names(&runs, begin + 160 * second), ["a"]);
+        // Another process of that name has its own time.
+        let mut other = ended("a", false, false);
+        other.metadata.uid = Some("other".into());
+        runs.apply(Event::Apply(other), begin + 170 * second);
+        assert!(names(&runs, begin + 229 * second).is_empty());
+        assert_eq!(names(&runs, begin + 230 * second), ["a"]);
     }
 
     #[test]
     fn ids_are_remembered_from_the_end_on_and_not_before_the_result_is_sent() {
         let mut runs = Runs::default();
-        runs.apply(Event::Apply(ended("unsent", true, false)));
-        runs.apply(Event::Apply(ended("sent", true, true)));
+        runs.apply(Event::Apply(ended("unsent", true, false)), Instant::now());
+        runs.apply(Event::Apply(ended("sent", true, true)), Instant::now());
         assert_eq!(runs.forgotten(at(99), 100).count(), 0);
         assert_eq!(runs.forgotten(at(100), 100).collect::<Vec<_>>(), [("sent", "uid-sent")]);
         assert_eq!(
@@ -369,12 +418,12 @@ mod tests {
     #[test]
     fn ids_are_remembered_from_when_the_result_was_sent_if_that_was_later() {
         let mut runs = Runs::default();
-        runs.apply(Event::Apply(ended("now", true, false)));
+        runs.apply(Event::Apply(ended("now", true, false)), Instant::now());
         runs.sent(&ended("now", true, false), at(500));
         let mut before = ended("before", true, true);
         let sent_at = at(500).to_string();
         before.annotations_mut().insert(ANNOTATION_RESULT_SENT.into(), sent_at);
-        runs.apply(Event::Apply(before));
+        runs.apply(Event::Apply(before), Instant::now());
         assert_eq!(runs.forgotten(at(599), 100).count(), 0);
         assert_eq!(runs.forgotten(at(600), 100).count(), 2);
     }

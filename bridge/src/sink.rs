@@ -19,4 +19,4 @@ pub mod view;
 mod worker;
 
 pub use board::Metrics;
-pub use engine::{Config, run};
+pub use engine::{Config, first_finding, run};

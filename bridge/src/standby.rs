@@ -7,22 +7,23 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt as _};
 use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::{ProcessSink, ProcessTrigger, names};
-use remoteprocess_election::{Candidate, Election, Standing, Timing};
+use remoteprocess_election::{Candidate, Election, Mark, Obstacle, Standing, Timing};
 use remoteprocess_runtime::Gate;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::engine;
 use crate::kubernetes::{Kubernetes, remedy, remedy_for_sink};
 use crate::sink;
 use crate::status::{self, Finding};
@@ -36,6 +37,11 @@ pub const TIMING: Timing = Timing {
     retry_period: Duration::from_secs(2),
     handover: Duration::from_secs(10),
 };
+
+/// How often what keeps a bridge from its Lease is told again, if it is said in other words.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// Most tries to note that a bridge works, if others write the status at the same time.
+const NOTE_TRIES: u32 = 10;
 
 /// Which bridge.
 #[derive(Clone, Debug)]
@@ -75,8 +81,14 @@ pub trait Led:
     /// Whether its bridge serves requests, so that only the one that works may be ready.
     fn serves(&self) -> bool;
 
-    /// Its status with this finding as the condition Ready, as far as the bridge writes it.
-    fn told(&self, finding: &Finding, now: Timestamp) -> Option<Value>;
+    /// Its status with this finding as the condition, as far as the bridge writes it.
+    fn told(&self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> Option<Value>;
+
+    /// Whether a bridge works, or has worked: only one that does writes the condition Connected.
+    fn has_worked(&self) -> bool;
+
+    /// What a bridge that begins says first about its connection.
+    fn first() -> Finding;
 
     /// How an administrator gives its ServiceAccount its rights.
     fn remedy(&self) -> String;
@@ -89,10 +101,18 @@ impl Led for ProcessTrigger {
         self.spec.source.http.is_some()
     }
 
-    fn told(&self, finding: &Finding, now: Timestamp) -> Option<Value> {
+    fn told(&self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> Option<Value> {
         let mut board = status::Board::new(self, status::Metrics::default());
-        board.set(BridgeCondition::Ready, finding, now);
+        board.set(condition, finding, now);
         board.unwritten()
+    }
+
+    fn has_worked(&self) -> bool {
+        has_connected(self.status.as_ref().map(|status| &status.conditions[..]))
+    }
+
+    fn first() -> Finding {
+        engine::first_finding()
     }
 
     fn remedy(&self) -> String {
@@ -108,16 +128,29 @@ impl Led for ProcessSink {
         false
     }
 
-    fn told(&self, finding: &Finding, now: Timestamp) -> Option<Value> {
+    fn told(&self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> Option<Value> {
         let mut board = sink::board::Board::new(self, sink::Metrics::default());
-        board.set(BridgeCondition::Ready, finding, now);
+        board.set(condition, finding, now);
         board.unwritten()
+    }
+
+    fn has_worked(&self) -> bool {
+        has_connected(self.status.as_ref().map(|status| &status.conditions[..]))
+    }
+
+    fn first() -> Finding {
+        sink::first_finding()
     }
 
     fn remedy(&self) -> String {
         let namespace = self.namespace().unwrap_or_default();
         remedy_for_sink(&self.name_any(), &namespace, &self.spec.service_account_name)
     }
+}
+
+fn has_connected(conditions: Option<&[Condition]>) -> bool {
+    let mut conditions = conditions.unwrap_or_default().iter();
+    conditions.any(|condition| condition.type_ == <&str>::from(BridgeCondition::Connected))
 }
 
 /// Runs `lead` while this pod holds the lease of its trigger or sink, until `shutdown`. `lead` opens `ready` when it is. A
@@ -139,8 +172,13 @@ pub async fn run<K: Led, Work: Future<Output = ()>>(
         namespace: place.namespace.clone(),
         lease: names::bridge_object(&place.name, K::WORD),
         identity: place.identity.clone(),
-        owner: Some(owner(&object)),
+        // Each version has made it with this.
+        mark: Mark::Owner(owner(&object)),
         timing: place.timing,
+    };
+    let begin = {
+        let (kubernetes, name, uid) = (kubernetes.clone(), place.name.clone(), object.uid());
+        move || is_first::<K>(kubernetes.clone(), name.clone(), uid.clone())
     };
     let election = Election::new(client, candidate);
     let watcher = Watcher {
@@ -152,7 +190,7 @@ pub async fn run<K: Led, Work: Future<Output = ()>>(
         metrics,
     };
     tokio::select! {
-        () = election.run(shutdown, lead) => {}
+        () = election.run(shutdown, begin, lead) => {}
         () = watcher.watch(idle) => {}
     }
 }
@@ -169,6 +207,34 @@ async fn find<K: Led>(kubernetes: &Kubernetes, name: &str) -> K {
     }
 }
 
+/// Notes in the status that a bridge works. Returns true if none has worked before: of several that try it at once, one
+/// succeeds. If it cannot be noted, another one may have worked.
+async fn is_first<K: Led>(kubernetes: Kubernetes, name: String, uid: Option<String>) -> bool {
+    for _ in 0..NOTE_TRIES {
+        let noted = match kubernetes.found::<K>(&name).await {
+            // The work finds that it is gone.
+            Ok(None) => return true,
+            Ok(Some(object)) if object.uid() != uid => return true,
+            Ok(Some(object)) if object.has_worked() => return false,
+            Ok(Some(object)) => match object.told(BridgeCondition::Connected, &K::first(), Timestamp::now()) {
+                Some(status) => kubernetes.apply_status_of(&object, &status).await,
+                None => return false,
+            },
+            Err(error) => Err(error),
+        };
+        match noted {
+            Ok(true) => return true,
+            // Something else was written in the meantime.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot note in the {} that its bridge works", K::WORD);
+                return false;
+            }
+        }
+    }
+    false
+}
+
 /// With the object, its Lease is deleted.
 fn owner<K: Led>(object: &K) -> OwnerReference {
     OwnerReference {
@@ -182,7 +248,7 @@ fn owner<K: Led>(object: &K) -> OwnerReference {
     }
 }
 
-/// Tells where this pod stands: readiness, the metric, and a missing right.
+/// Tells where this pod stands: readiness, the metric, and what keeps it from the Lease.
 struct Watcher<K> {
     standing: watch::Receiver<Standing>,
     patience: Duration,
@@ -192,45 +258,107 @@ struct Watcher<K> {
     metrics: Metrics,
 }
 
+/// What keeps this pod from the Lease, without the words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    obstacle: Obstacle,
+    is_free: bool,
+}
+
+impl Failure {
+    fn of(standing: &Standing) -> Option<Self> {
+        match *standing {
+            Standing::Failing { obstacle, is_free, .. } => Some(Self { obstacle, is_free }),
+            _ => None,
+        }
+    }
+
+    /// Whether it is told in the status. Another pod that works would not say again what is overwritten. `follows`: this
+    /// one has seen that another one works.
+    fn is_for_status(self, follows: bool) -> bool {
+        match self.obstacle {
+            Obstacle::Forbidden | Obstacle::Foreign => true,
+            Obstacle::Refused | Obstacle::Unanswered => self.is_free || !follows,
+        }
+    }
+
+    fn reason(self) -> BridgeReason {
+        match self.obstacle {
+            Obstacle::Forbidden => BridgeReason::Forbidden,
+            Obstacle::Foreign | Obstacle::Refused => BridgeReason::Refused,
+            Obstacle::Unanswered => BridgeReason::Waiting,
+        }
+    }
+}
+
 impl<K: Led> Watcher<K> {
     /// Works until it is dropped.
     async fn watch(mut self, idle: impl Fn()) {
-        // A holder that works tells of itself, and would not say again what this one has overwritten.
-        let mut may_tell_after = self.patience;
+        // The account of a former holder has lost the same right.
+        let (mut until_forbidden, mut follows) = (self.patience, false);
+        let (mut since, mut told) = (None, None);
         loop {
             let standing = self.standing.borrow_and_update().clone();
-            let is_leading = standing == Standing::Leading;
+            let (is_leading, failure) = (standing == Standing::Leading, Failure::of(&standing));
             self.metrics.leading.set(is_leading.into());
             if !is_leading {
                 idle();
             }
-            let mut missing = None;
             match standing {
-                Standing::Leading => may_tell_after = Duration::ZERO,
+                Standing::Leading => (until_forbidden, follows) = (Duration::ZERO, false),
                 Standing::StandBy { .. } => {
-                    may_tell_after = self.patience;
+                    (until_forbidden, follows) = (self.patience, true);
                     self.show(!self.object.serves());
                 }
-                Standing::Failing { is_forbidden, message } => missing = is_forbidden.then_some(message),
-                Standing::Unknown => {}
+                Standing::Failing { .. } | Standing::Unknown => {}
             }
             if !is_leading && self.object.serves() {
                 self.show(false);
             }
-            let mut standing = self.standing.clone();
-            let telling = async {
-                if let Some(said) = &missing {
-                    sleep(may_tell_after).await;
-                    self.tell(said).await;
-                }
-                std::future::pending().await
-            };
+            since = failure.map(|_| since.unwrap_or_else(Instant::now));
+            told = told.filter(|_| failure.is_some());
+            let is_forbidden = failure.is_some_and(|failure| failure.obstacle == Obstacle::Forbidden);
+            let patience = if is_forbidden { until_forbidden } else { self.patience };
+            let lasting = failure.zip(since.map(|since| since + patience));
+            // The words alone are no other failure: they can be new each time.
+            let is_other = |now: &Standing| Failure::of(now) != failure || (failure.is_none() && *now != standing);
+            let mut changes = self.standing.clone();
+            let changed = async { changes.wait_for(is_other).await.is_ok() };
             tokio::select! {
-                changed = standing.changed() => if changed.is_err() {
+                is_open = changed => if !is_open {
                     return std::future::pending().await;
                 },
-                () = telling => {}
+                () = self.tell_of(lasting, follows, &mut told) => {}
             }
+        }
+    }
+
+    /// Tells of a failure that lasts until this moment, and now and then what is said since. `told` is what was told, and
+    /// when. Never ends.
+    async fn tell_of(&self, lasting: Option<(Failure, Instant)>, follows: bool, told: &mut Option<(String, Instant)>) {
+        let Some((failure, until)) = lasting else {
+            return std::future::pending().await;
+        };
+        sleep_until(until).await;
+        self.show(false);
+        if !failure.is_for_status(follows) {
+            return std::future::pending().await;
+        }
+        loop {
+            let again = told.as_ref().map(|(_, at)| *at + TELL_AGAIN);
+            sleep_until(again.unwrap_or(until)).await;
+            let said = match &*self.standing.borrow() {
+                Standing::Failing { message, .. } => message.clone(),
+                _ => String::new(),
+            };
+            if said.is_empty() {
+                // It is over, and this is about to end.
+                return std::future::pending().await;
+            }
+            if told.as_ref().is_none_or(|(told, _)| *told != said) {
+                self.tell(failure, &said).await;
+            }
+            *told = Some((said, Instant::now()));
         }
     }
 
@@ -241,17 +369,21 @@ impl<K: Led> Watcher<K> {
         }
     }
 
-    /// Writes into the status which right is missing, and an Event. Tries again until it is written.
-    async fn tell(&self, said: &str) {
+    /// Writes into the status what keeps this pod from the Lease, and an Event. Tries again until it is written.
+    async fn tell(&self, failure: Failure, said: &str) {
+        let message = match failure.obstacle {
+            Obstacle::Forbidden => format!("{said}; allow it: {}", self.object.remedy()),
+            _ => said.to_owned(),
+        };
         let finding = Finding {
             holds: false,
-            reason: BridgeReason::Forbidden,
-            message: format!("{said}; allow it: {}", self.object.remedy()),
+            reason: failure.reason(),
+            message,
         };
         let (name, mut backoff) = (self.object.name_any(), Backoff::default());
         loop {
             let written = match self.kubernetes.object::<K>(&name).await {
-                Ok(object) => match object.told(&finding, Timestamp::now()) {
+                Ok(object) => match object.told(BridgeCondition::Ready, &finding, Timestamp::now()) {
                     Some(status) => self.kubernetes.apply_status::<K>(&name, &status).await,
                     None => Ok(()),
                 },

@@ -44,6 +44,7 @@ async fn a_queue_of_rabbitmq_is_a_source() {
     not_everything_is_put_aside(&server, &channel).await;
     dead_letters_have_their_reason(&server, &channel).await;
     dead_letters_are_taken_back(&server, &channel).await;
+    priorities_hide_no_dead_letter(&server, &channel).await;
     without_an_exchange_the_queue_has_its_own(&server, &channel).await;
     results_are_confirmed(&server, &channel).await;
     requesters_get_their_answer(&server, &channel).await;
@@ -451,6 +452,73 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
     assert!(back.message.reply_to.as_ref().is_some_and(|to| to.contains("answers")));
     back.receipt.acknowledge("p").await.unwrap();
     next(&mut source).await.receipt.acknowledge("p").await.unwrap();
+}
+
+/// Whether it has no header, apart from what a quorum queue adds.
+fn is_bare(message: &Message) -> bool {
+    message.headers.keys().all(|name| name == "x-delivery-count")
+}
+
+/// In a queue with priorities, and in one that lets the lower ones pass now and then.
+async fn priorities_hide_no_dead_letter(server: &Server, channel: &Channel) {
+    for (name, kind) in [("urgent-dead", "classic"), ("fair-dead", "quorum")] {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        if kind == "classic" {
+            arguments.insert("x-max-priority".into(), AMQPValue::LongInt(9));
+        }
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel.queue_declare(name.into(), durable, arguments).await.unwrap();
+        let put = async |body: &str, trigger: &str, priority: u8| {
+            let mut headers = FieldTable::default();
+            headers.insert(
+                "rproc-dead-letter-trigger".into(),
+                AMQPValue::LongString(trigger.into()),
+            );
+            let properties = BasicProperties::default().with_headers(headers).with_priority(priority);
+            publish(channel, name, body, properties).await;
+        };
+        for number in 0..3 {
+            put(&format!("other {number}"), "shop/others", 9).await;
+            put(&format!("urgent {number}"), "shop/orders", 9).await;
+        }
+        put("other", "shop/others", 0).await;
+        for number in 3..6 {
+            put(&format!("urgent {number}"), "shop/orders", 9).await;
+        }
+        put("calm", "shop/orders", 0).await;
+        until_depth(channel, name, 11).await;
+
+        let source = opened(server, replaying_from(server, name)).await.unwrap();
+        let mut letters = source.publisher().dead_letters("shop/orders").await.unwrap();
+        let mut found = Vec::new();
+        while let Some(letter) = letters.next().await.unwrap() {
+            let message = letter.into_replay();
+            assert!(is_bare(&message), "{:?}", message.headers);
+            found.push(String::from_utf8(message.payload.to_vec()).unwrap());
+            letters.remove().await.unwrap();
+        }
+        found.sort();
+        let expected = [
+            "calm", "urgent 0", "urgent 1", "urgent 2", "urgent 3", "urgent 4", "urgent 5",
+        ];
+        assert_eq!(found, expected, "{kind}");
+        assert_eq!(letters.left().await, Some(4), "{kind}");
+        drop(letters);
+
+        // Those that were moved are there for their own trigger.
+        let mut letters = source.publisher().dead_letters("shop/others").await.unwrap();
+        let mut number = 0;
+        while let Some(letter) = letters.next().await.unwrap() {
+            assert!(is_bare(&letter.into_replay()));
+            letters.remove().await.unwrap();
+            number += 1;
+        }
+        assert_eq!((number, letters.left().await), (4, Some(0)), "{kind}");
+    }
 }
 
 async fn without_an_exchange_the_queue_has_its_own(server: &Server, channel: &Channel) {

@@ -9,6 +9,8 @@ mod engine;
 mod receiver;
 #[path = "nats/server.rs"]
 mod server;
+#[path = "sink/stalled.rs"]
+mod stalled;
 #[path = "sink/world.rs"]
 mod world;
 

@@ -4,15 +4,24 @@
 //! for the lease's duration by its own clock, so that differences between the clocks of nodes do no harm; a holder that
 //! could not renew for [`Timing::renew_deadline`] stops its work, which is before another pod may take the lease.
 //!
+//! Two rules more: a Lease of another program is not taken; and who makes a Lease that was not there waits as long as a
+//! holder that does not know of its deletion may work, unless nobody has ever led.
+//!
 //! Arrows: none.
 //! Invariant: the work is polled only while the lease is certainly held, and never after another pod could have taken it.
 
-use std::future::Future;
+mod candidate;
+mod clock;
+mod lease;
+mod trouble;
+
+use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, PostParams};
@@ -21,135 +30,38 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use candidate::{Candidate, Standing, Timing};
+pub use lease::Mark;
+pub use trouble::Obstacle;
+
+use clock::{Clock, Fence};
+use lease::{Step, claimed, decide, mark, stranger};
+use trouble::{Logged, Trouble};
+
 /// Maximum time for one request, so that one hung connection does not use up the whole renew deadline.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The candidate in the election, and the place of the Lease.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Namespace of the Lease.
-    pub namespace: String,
-    /// Name of the Lease.
-    pub lease: String,
-    /// Unique among the candidates: the name of the pod. One that begins again under the same name takes its own lease
-    /// over at once.
-    pub identity: String,
-    /// With what a new Lease is deleted.
-    pub owner: Option<OwnerReference>,
-    /// The election's times.
-    pub timing: Timing,
-}
-
-/// The times of the election; the defaults are those of client-go's components.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// How long a lease holds after its last renewal.
-    pub lease_duration: Duration,
-    /// A holder that could not renew for this long stops its work.
-    pub renew_deadline: Duration,
-    /// Between two renewals.
-    pub renew_period: Duration,
-    /// Between two attempts to take the lease, and after a renewal that failed.
-    pub retry_period: Duration,
-    /// How long the work may take to end by itself on shutdown. The lease is renewed in the meantime.
-    pub handover: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            lease_duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            renew_period: Duration::from_secs(2),
-            retry_period: Duration::from_secs(2),
-            handover: Duration::from_secs(5),
-        }
-    }
-}
-
-/// What a candidate knows about its place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
-    /// Nothing yet, or it has just lost the lease.
-    #[default]
-    Unknown,
-    /// Another holds the lease, and this one waits.
-    StandBy {
-        /// The holder.
-        holder: String,
-    },
-    /// It holds the lease.
-    Leading,
-    /// It does not hold the lease, and cannot read or take it.
-    Failing {
-        /// Whether the API server refuses it because a right is missing.
-        is_forbidden: bool,
-        /// What the API server said.
-        message: String,
-    },
-}
-
-/// What to do about a Lease that was just read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// It is ours already: write a new renew time.
-    Renew,
-    /// It is free, or its holder is silent: take it.
-    Take,
-    /// Another holds it.
-    Wait,
-}
-
-/// Decides about a lease whose content has not changed for `unchanged_for` by
-/// the local clock.
-fn decide(lease: &LeaseSpec, unchanged_for: Duration, candidate: &Candidate) -> Step {
-    let holder = lease.holder_identity.as_deref().unwrap_or_default();
-    if holder == candidate.identity {
-        return Step::Renew;
-    }
-    let duration = match lease.lease_duration_seconds {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds.unsigned_abs().into()),
-        _ => candidate.timing.lease_duration,
-    };
-    if holder.is_empty() || unchanged_for >= duration {
-        Step::Take
-    } else {
-        Step::Wait
-    }
-}
-
-/// The lease's content after `candidate` took or renewed it at `now`.
-fn claimed(previous: Option<&LeaseSpec>, candidate: &Candidate, now: Timestamp) -> LeaseSpec {
-    let renewing = previous.filter(|lease| lease.holder_identity.as_ref() == Some(&candidate.identity));
-    let transitions = previous.and_then(|lease| lease.lease_transitions).unwrap_or(0);
-    let seconds = candidate.timing.lease_duration.as_secs().max(1);
-    LeaseSpec {
-        holder_identity: Some(candidate.identity.clone()),
-        lease_duration_seconds: Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
-        acquire_time: renewing
-            .and_then(|lease| lease.acquire_time.clone())
-            .or(Some(MicroTime(now))),
-        renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(match (previous, renewing) {
-            (Some(_), None) => transitions.saturating_add(1),
-            _ => transitions,
-        }),
-        ..LeaseSpec::default()
-    }
-}
-
-/// Since when the lease is certainly held: the moment before the request that renewed it was sent.
+/// Since when the lease is certainly held: the moment before the request that renewed it was sent, by two clocks.
 #[derive(Clone, Copy, Debug)]
 struct Term {
     renewed: Instant,
+    on_clock: Duration,
 }
 
 /// A candidate in its election.
 pub struct Election {
     leases: Api<Lease>,
     candidate: Candidate,
+    clock: Clock,
     /// The content that the lease had last, and since when it is known.
     seen: Option<(LeaseSpec, Instant)>,
+    /// The last attempt has read that nobody else holds the lease.
+    is_free: bool,
+    /// When this candidate has made the Lease, if it was not there. Then a holder may work that does not know yet.
+    made: watch::Sender<Option<Instant>>,
+    /// The answer to a creation of the Lease is not known.
+    is_making: bool,
+    logged: Logged,
     standing: watch::Sender<Standing>,
 }
 
@@ -159,7 +71,12 @@ impl Election {
         Self {
             leases: Api::namespaced(client, &candidate.namespace),
             candidate,
+            clock: Clock::default(),
             seen: None,
+            is_free: false,
+            made: watch::Sender::default(),
+            is_making: false,
+            logged: Logged::default(),
             standing: watch::Sender::default(),
         }
     }
@@ -171,12 +88,18 @@ impl Election {
 
     /// Campaigns for the lease until `shutdown`, and runs `lead` each time that this candidate holds it.
     ///
+    /// `begin` is called before that. It notes, where a deletion of the Lease does not reach it, that somebody leads, and
+    /// returns true if nobody has led before: of several that call it, at most one gets true. Who has made a Lease that was
+    /// not there, and is not the first, waits for the lease's duration before it leads.
+    ///
     /// `lead` gets a token that is canceled when its time is over. When the lease is lost its future is dropped at once,
     /// before another may take the lease; on shutdown it has [`Timing::handover`] to end, then the lease is released so
     /// that the next holder need not wait for it to expire. When `lead` returns by itself, the lease is released, and the
     /// candidate campaigns again. What `lead` spawns must end with its future: only what is polled with it is fenced.
-    pub async fn run<Lead, Work>(mut self, shutdown: CancellationToken, mut lead: Lead)
+    pub async fn run<Begin, Noting, Lead, Work>(mut self, shutdown: CancellationToken, mut begin: Begin, mut lead: Lead)
     where
+        Begin: FnMut() -> Noting,
+        Noting: Future<Output = bool>,
         Lead: FnMut(CancellationToken) -> Work,
         Work: Future<Output = ()>,
     {
@@ -185,7 +108,22 @@ impl Election {
             self.stand(Standing::Leading);
             let token = CancellationToken::new();
             let _end_children = token.clone().drop_guard();
-            if self.serve(term, &shutdown, &token, lead(token.clone())).await {
+            let (made, duration) = (self.made.subscribe(), self.candidate.timing.lease_duration);
+            let mut has_begun = false;
+            let work = async {
+                let beginning = async {
+                    if !begin().await {
+                        until_nobody_else_works(made, duration).await;
+                    }
+                };
+                if token.run_until_cancelled(beginning).await.is_some() {
+                    has_begun = true;
+                    lead(token.clone()).await;
+                }
+            };
+            let is_ours = self.serve(term, &shutdown, &token, work).await;
+            // The next holder would not wait for one that may still work: it waits until the lease expires.
+            if is_ours && (has_begun || self.made.borrow().is_none()) {
                 self.release().await;
             }
             self.stand(Standing::Unknown);
@@ -203,16 +141,21 @@ impl Election {
 
     /// Waits for the lease; `None` on shutdown.
     async fn acquire(&mut self, shutdown: &CancellationToken) -> Option<Term> {
+        self.made.send_replace(None);
         loop {
-            let sent = Instant::now();
-            let limit = sent + REQUEST_TIMEOUT;
+            let (sent, on_clock) = (Instant::now(), self.clock.now());
             let outcome = tokio::select! {
                 () = shutdown.cancelled() => return None,
-                outcome = timeout_at(limit, self.attempt()) => outcome,
+                outcome = self.attempt(sent + REQUEST_TIMEOUT) => outcome,
             };
             match outcome {
-                Ok(Ok(true)) => return Some(Term { renewed: sent }),
-                Ok(Ok(false)) => {
+                Ok(true) => {
+                    return Some(Term {
+                        renewed: sent,
+                        on_clock,
+                    });
+                }
+                Ok(false) => {
                     let holder = self.seen.as_ref().and_then(|(lease, _)| lease.holder_identity.clone());
                     let holder = holder.unwrap_or_default();
                     if *self.standing.borrow() != (Standing::StandBy { holder: holder.clone() }) {
@@ -220,16 +163,12 @@ impl Election {
                     }
                     self.stand(Standing::StandBy { holder });
                 }
-                Ok(Err(error)) => {
-                    warn!(%error, "cannot read or take the lease");
-                    self.stand(failing(&error));
-                }
-                Err(_) => {
-                    let message = "no answer about the lease from the API server".to_owned();
-                    warn!("{message}");
+                Err(trouble) => {
+                    self.log(&trouble);
                     self.stand(Standing::Failing {
-                        is_forbidden: false,
-                        message,
+                        obstacle: trouble.obstacle,
+                        is_free: self.is_free,
+                        message: trouble.message,
                     });
                 }
             }
@@ -237,6 +176,13 @@ impl Election {
                 () = shutdown.cancelled() => return None,
                 () = sleep_until(sent + self.candidate.timing.retry_period) => {}
             }
+        }
+    }
+
+    fn log(&mut self, trouble: &Trouble) {
+        let Trouble { obstacle, message } = trouble;
+        if self.logged.is_due(*obstacle, Instant::now()) {
+            warn!(?obstacle, "{message}");
         }
     }
 
@@ -250,11 +196,25 @@ impl Election {
         work: impl Future<Output = ()>,
     ) -> bool {
         let mut work = pin!(work);
-        let handover = self.candidate.timing.handover;
+        let Timing {
+            handover,
+            renew_deadline,
+            ..
+        } = self.candidate.timing;
+        let fence = Fence::new(self.clock.clone(), renew_deadline, term.on_clock);
         let ending = {
-            let mut lost = pin!(self.renew_until_lost(term));
+            let mut lost = pin!(self.renew_until_lost(term, &fence));
+            // Asked each time before the work goes on.
+            let mut over = pin!(poll_fn(|_| {
+                if !fence.is_over() {
+                    return Poll::Pending;
+                }
+                warn!("the lease could not be renewed in time");
+                Poll::Ready(())
+            }));
             tokio::select! {
                 biased;
+                () = &mut over => return false,
                 () = &mut lost => return false,
                 () = &mut work => return true,
                 () = shutdown.cancelled() => {}
@@ -263,6 +223,7 @@ impl Election {
             // Renewals continue in the meantime: the work must not outlive the lease.
             tokio::select! {
                 biased;
+                () = &mut over => false,
                 () = &mut lost => false,
                 () = &mut work => true,
                 () = tokio::time::sleep(handover) => true,
@@ -273,7 +234,7 @@ impl Election {
     }
 
     /// Renews the lease until another holds it or the deadline has passed.
-    async fn renew_until_lost(&mut self, mut term: Term) {
+    async fn renew_until_lost(&mut self, mut term: Term, fence: &Fence) {
         let Timing {
             renew_deadline,
             renew_period,
@@ -285,18 +246,23 @@ impl Election {
             let deadline = term.renewed + renew_deadline;
             sleep_until(deadline.min(Instant::now() + pause)).await;
             pause = retry_period;
-            let sent = Instant::now();
-            match timeout_at(deadline.min(sent + REQUEST_TIMEOUT), self.attempt()).await {
-                Ok(Ok(true)) => {
+            let (sent, on_clock) = (Instant::now(), fence.now());
+            match self.attempt(deadline.min(sent + REQUEST_TIMEOUT)).await {
+                Ok(true) => {
                     term.renewed = sent;
+                    fence.renew(on_clock);
                     pause = renew_period;
                 }
-                Ok(Ok(false)) => {
+                Ok(false) => {
                     warn!("another pod holds the lease");
                     return;
                 }
-                Ok(Err(error)) => warn!(%error, "cannot renew the lease"),
-                Err(_) => warn!("no answer about the lease from the API server"),
+                Err(trouble) => {
+                    self.log(&trouble);
+                    if trouble.obstacle == Obstacle::Foreign {
+                        return;
+                    }
+                }
             }
             if Instant::now() >= term.renewed + renew_deadline {
                 warn!("the lease could not be renewed in time");
@@ -305,39 +271,67 @@ impl Election {
         }
     }
 
-    /// Reads the lease once, and makes the write that follows. Returns true if it is ours afterwards.
-    async fn attempt(&mut self) -> kube::Result<bool> {
+    /// Reads the lease once, and makes the write that follows, until `limit`. Returns true if it is ours afterwards.
+    async fn attempt(&mut self, limit: Instant) -> Result<bool, Trouble> {
+        self.is_free = false;
+        match timeout_at(limit, self.read_and_write()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Trouble::late(&self.candidate)),
+        }
+    }
+
+    async fn read_and_write(&mut self) -> Result<bool, Trouble> {
         let name = self.candidate.lease.clone();
-        let current = self.leases.get_opt(&name).await?;
+        let current = self.leases.get_opt(&name).await;
+        let current = current.map_err(|error| Trouble::of(&self.candidate, "read", &error))?;
+        if let Some(whose) = current.as_ref().and_then(|lease| stranger(lease, &self.candidate)) {
+            return Err(Trouble::foreign(&self.candidate, &whose));
+        }
         let spec = current.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
+        if spec
+            .as_ref()
+            .is_some_and(|lease| lease.holder_identity.as_ref() != Some(&self.candidate.identity))
+        {
+            self.is_making = false;
+        }
         if let Some((known, unchanged_for)) = self.observe(spec.as_ref())
             && decide(&known, unchanged_for, &self.candidate) == Step::Wait
         {
             return Ok(false);
         }
+        self.is_free = true;
         let claimed = claimed(spec.as_ref(), &self.candidate, Timestamp::now());
-        // Of two that take it at once, one gets a conflict, because of the resourceVersion or the name. That is treated as
-        // any error: the next read shows which one won.
-        match current {
-            Some(mut lease) => {
-                lease.spec = Some(claimed);
-                lease.metadata.managed_fields = None;
-                self.leases.replace(&name, &PostParams::default(), &lease).await?
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(name),
-                    owner_references: self.candidate.owner.clone().map(|owner| vec![owner]),
-                    ..ObjectMeta::default()
-                };
-                let lease = Lease {
-                    metadata,
-                    spec: Some(claimed),
-                };
-                self.leases.create(&PostParams::default(), &lease).await?
-            }
-        };
+        let written = self.write(current, claimed).await;
+        written.map_err(|error| Trouble::of(&self.candidate, "taken or renewed", &error))?;
         Ok(true)
+    }
+
+    /// Of two that take the lease at once, one gets a conflict, because of the resourceVersion or the name. That is treated
+    /// as any error: the next read shows which one won.
+    async fn write(&mut self, current: Option<Lease>, claimed: LeaseSpec) -> kube::Result<()> {
+        let is_new = current.is_none();
+        let mut lease = current.unwrap_or_else(|| Lease {
+            metadata: ObjectMeta {
+                name: Some(self.candidate.lease.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: None,
+        });
+        mark(&mut lease.metadata, &self.candidate.mark);
+        lease.spec = Some(claimed);
+        lease.metadata.managed_fields = None;
+        if is_new {
+            self.is_making = true;
+            self.leases.create(&PostParams::default(), &lease).await?;
+        } else {
+            let name = &self.candidate.lease;
+            self.leases.replace(name, &PostParams::default(), &lease).await?;
+        }
+        // A creation whose answer was lost may have made what is now renewed.
+        if std::mem::take(&mut self.is_making) {
+            self.made.send_replace(Some(Instant::now()));
+        }
+        Ok(())
     }
 
     /// The content of the lease, and for how long it has been seen unchanged. A lease that was deleted counts as it was
@@ -383,15 +377,21 @@ impl Election {
     }
 }
 
-/// Why the lease cannot be read or taken. Only the words of the API server count, so that a repetition is no news.
-fn failing(error: &kube::Error) -> Standing {
-    let (code, message) = match error {
-        kube::Error::Api(status) => (status.code, status.message.clone()),
-        other => (0, other.to_string()),
-    };
-    Standing::Failing {
-        is_forbidden: matches!(code, 401 | 403),
-        message,
+/// Waits until no former holder of a Lease that was not there can still work: one that reaches the API server sees the new
+/// one, and one that does not stops at its deadline. If this one is deleted, too, it begins again.
+async fn until_nobody_else_works(mut made: watch::Receiver<Option<Instant>>, duration: Duration) {
+    loop {
+        let Some(at) = *made.borrow_and_update() else { return };
+        info!(
+            ?duration,
+            "there was no Lease: waits, because a former holder may not know yet"
+        );
+        tokio::select! {
+            () = sleep_until(at + duration) => return,
+            changed = made.changed() => if changed.is_err() {
+                return;
+            },
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use http::Method;
@@ -7,16 +8,23 @@ use serde_json::{Value, json};
 use super::*;
 use fake_api::Call;
 
+mod belonging;
+mod deleted;
+
 #[allow(dead_code, unreachable_pub, reason = "only a part of it is used here")]
 #[path = "../../operator/src/fake_api.rs"]
 mod fake_api;
+
+fn labels() -> Mark {
+    Mark::Labels(vec![("app".into(), "ours".into())])
+}
 
 fn candidate(identity: &str) -> Candidate {
     Candidate {
         namespace: "system".into(),
         lease: "work".into(),
         identity: identity.into(),
-        owner: None,
+        mark: labels(),
         timing: Timing::default(),
     }
 }
@@ -86,6 +94,10 @@ struct State {
     lease: Option<Value>,
     version: u64,
     is_down: bool,
+    /// Somebody leads, or has led.
+    has_led: bool,
+    /// The answer to the next creation is lost.
+    loses_creation: bool,
 }
 
 impl Server {
@@ -116,7 +128,25 @@ impl Server {
         let mut lease = call.body.clone();
         lease["metadata"]["resourceVersion"] = json!(state.version.to_string());
         state.lease = Some(lease.clone());
+        if call.method == Method::POST && std::mem::take(&mut state.loses_creation) {
+            return fake_api::refusal(500, "InternalError");
+        }
         (200, lease)
+    }
+
+    /// Notes that somebody leads; true the first time.
+    fn begin(&self) -> bool {
+        !std::mem::replace(&mut self.0.lock().unwrap().has_led, true)
+    }
+
+    /// Another program, or a person, writes into the Lease.
+    fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        let version = json!(state.version.to_string());
+        let lease = state.lease.get_or_insert_with(|| json!({"metadata": {"name": "work"}}));
+        lease["metadata"]["resourceVersion"] = version;
+        change(lease);
     }
 
     fn holder(&self) -> Option<String> {
@@ -161,9 +191,22 @@ impl Drop for Seat {
 }
 
 fn run(server: &Server, throne: &Throne, identity: &'static str) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    campaign(
+        Election::new(server.client(), candidate(identity)),
+        server,
+        throne,
+        identity,
+    )
+}
+
+fn campaign(
+    election: Election,
+    server: &Server,
+    throne: &Throne,
+    identity: &'static str,
+) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let shutdown = CancellationToken::new();
-    let (throne, stop) = (throne.clone(), shutdown.clone());
-    let election = Election::new(server.client(), candidate(identity));
+    let (throne, stop, server) = (throne.clone(), shutdown.clone(), server.clone());
     let task = tokio::spawn(async move {
         let lead = |token: CancellationToken| {
             let throne = throne.clone();
@@ -172,7 +215,7 @@ fn run(server: &Server, throne: &Throne, identity: &'static str) -> (Cancellatio
                 token.cancelled().await;
             }
         };
-        election.run(stop, lead).await;
+        election.run(stop, || std::future::ready(server.begin()), lead).await;
     });
     (shutdown, task)
 }
@@ -276,17 +319,18 @@ async fn a_candidate_knows_where_it_stands() {
         let over = over.clone();
         move |_| over.clone().cancelled_owned()
     };
-    let task = tokio::spawn(election.run(shutdown, lead));
+    let task = tokio::spawn(election.run(shutdown, || std::future::ready(true), lead));
     let failing = standing
         .wait_for(|now| *now != Standing::Unknown)
         .await
         .unwrap()
         .clone();
-    let message = "InternalError".to_owned();
+    let message = "the Lease work in namespace system cannot be read: InternalError".to_owned();
     assert_eq!(
         failing,
         Standing::Failing {
-            is_forbidden: false,
+            obstacle: Obstacle::Refused,
+            is_free: false,
             message
         }
     );
@@ -302,14 +346,74 @@ async fn a_candidate_knows_where_it_stands() {
 
 #[test]
 fn a_missing_right_is_told_from_a_failure() {
-    let said = |code| {
-        let status = kube::core::Status::failure("said", "Reason").with_code(code);
-        failing(&kube::Error::Api(Box::new(status)))
+    let said = |code, said: &str| {
+        let status = kube::core::Status::failure(said, "Reason").with_code(code);
+        let error = kube::Error::Api(Box::new(status));
+        Trouble::of(&candidate("a"), "renewed", &error)
     };
-    for (code, expected) in [(403, true), (401, true), (409, false), (500, false)] {
-        let Standing::Failing { is_forbidden, message } = said(code) else {
-            panic!("{code}");
-        };
-        assert_eq!((is_forbidden, message.as_str()), (expected, "said"), "{code}");
+    for code in [403, 401] {
+        let trouble = said(code, "said");
+        assert_eq!(
+            (trouble.obstacle, trouble.message.as_str()),
+            (Obstacle::Forbidden, "said"),
+            "{code}"
+        );
     }
+    let webhook = "admission webhook \"w\" denied the request: no";
+    for (code, words) in [(409, "said"), (422, "said"), (500, "said"), (403, webhook)] {
+        let Trouble { obstacle, message } = said(code, words);
+        let expected = format!("the Lease work in namespace system cannot be renewed: {words}");
+        assert_eq!((obstacle, message), (Obstacle::Refused, expected), "{code}");
+    }
+}
+
+#[test]
+fn the_log_has_each_obstacle_once_a_minute() {
+    let (mut logged, begin) = (Logged::default(), Instant::now());
+    let mut lines = 0;
+    for second in (0..121).step_by(2) {
+        for obstacle in [Obstacle::Refused, Obstacle::Unanswered] {
+            lines += usize::from(logged.is_due(obstacle, begin + Duration::from_secs(second)));
+        }
+    }
+    assert_eq!(lines, 6);
+}
+
+/// The timers of the runtime stand still while the machine is suspended: the work must not go on when it wakes up.
+#[tokio::test(start_paused = true)]
+async fn work_does_not_go_on_after_its_machine_was_suspended() {
+    let server = Server::default();
+    let suspended = Arc::new(AtomicU64::new(0));
+    let (extra, begin) = (suspended.clone(), Instant::now());
+    let mut election = Election::new(server.client(), candidate("a"));
+    election.clock = Clock::new(move || begin.elapsed() + Duration::from_secs(extra.load(Ordering::SeqCst)));
+    let done = Arc::new(AtomicU64::new(0));
+    let (stop, count) = (CancellationToken::new(), done.clone());
+    let lead = move |_| {
+        let count = count.clone();
+        async move {
+            loop {
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    let task = tokio::spawn(election.run(stop.clone(), || std::future::ready(true), lead));
+    until(5, || done.load(Ordering::SeqCst) > 40).await;
+    suspended.store(9, Ordering::SeqCst);
+    let before = done.load(Ordering::SeqCst);
+    until(5, || done.load(Ordering::SeqCst) > before + 30).await;
+    server.break_down(true);
+    suspended.store(20, Ordering::SeqCst);
+    let before = done.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(
+        done.load(Ordering::SeqCst),
+        before,
+        "nothing is done by one that may have lost the lease"
+    );
+    server.break_down(false);
+    until(5, || done.load(Ordering::SeqCst) > before).await;
+    stop.cancel();
+    task.await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! Starts all parts of the operator and ends them in order.
 
+mod lead;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +9,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use kube::Client;
-use remoteprocess_api::names;
-use remoteprocess_election::{Candidate, Election, Timing};
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use remoteprocess_runtime::{Readiness, admin};
 use remoteprocess_tls::{ClientAuth, Dialer, Role, serve};
@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::args::Config;
 use crate::authority::metrics::{enroll_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
-use crate::controller::{self, bridge::BridgeSettings};
+use crate::controller;
 use crate::directory::Directory;
 use crate::relay::archive::{Archive, Retention, retain};
 use crate::relay::attempt::Agent;
@@ -36,6 +36,8 @@ use crate::relay::live::{Budget, Context, LiveAttempts};
 use crate::relay::reconcile::{self, Reconciler};
 use crate::relay::status::Recorder;
 use crate::trace::Exporter;
+
+use lead::lead;
 
 /// Maximum memory of the rings of all live attempts together, in bytes: part of the 512 MiB that the chart gives a
 /// replica.
@@ -306,50 +308,6 @@ impl Relay {
             ),
             self.shutdown.run_until_cancelled(record_archived_ends),
         );
-    }
-}
-
-/// Reconciles, and keeps the archive within its limits, while this replica holds the lease.
-fn lead<Retain: Future<Output = ()>>(
-    config: &Config,
-    client: &Client,
-    authority: &Arc<AuthorityHandle>,
-    directory: &Directory,
-    retain: impl Fn() -> Retain,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> {
-    let candidate = Candidate {
-        namespace: config.namespace.clone(),
-        lease: names::LEASE.to_owned(),
-        identity: config.replica.clone(),
-        owner: None,
-        timing: Timing::default(),
-    };
-    let bundle = authority.clone();
-    let settings = controller::Config {
-        agent: config.agent.clone(),
-        ca_bundle: Arc::new(move || bundle.bundle_pem()),
-        namespaces: config.watch_namespaces.clone(),
-        traces: config.tracing.is_some(),
-    };
-    let (client, directory, bridge) = (client.clone(), directory.clone(), config.bridge.clone());
-    Election::new(client.clone(), candidate).run(shutdown.clone(), move |term| {
-        let processes = controller::run(client.clone(), settings.clone(), directory.clone(), term.clone());
-        let making = bridges(client.clone(), bridge.clone(), settings.namespaces.clone(), term);
-        let retain = retain();
-        async move {
-            tokio::select! {
-                ((), ()) = async { tokio::join!(processes, making) } => {}
-                () = retain => {}
-            }
-        }
-    })
-}
-
-/// Makes the bridges of triggers and sinks, if there are any.
-async fn bridges(client: Client, settings: Option<BridgeSettings>, namespaces: Vec<String>, term: CancellationToken) {
-    if let Some(settings) = settings {
-        controller::bridge::run(client, settings, &namespaces, term).await;
     }
 }
 

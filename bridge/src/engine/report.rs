@@ -90,6 +90,12 @@ fn connecting() -> SourceError {
     SourceError::unreachable("connecting to the source")
 }
 
+/// What is told first about the source.
+pub fn first_finding() -> Finding {
+    let error = connecting();
+    finding(false, error.reason, &error.message)
+}
+
 impl Report {
     pub(super) fn connecting(&mut self) {
         self.source = Err(connecting());

@@ -96,7 +96,7 @@ impl Engine {
         let Some(publisher) = self.link.publisher() else { return };
         let free = MAX_SENDING.saturating_sub(self.results.sending.len());
         let now = Instant::now();
-        let due = self.runs.results(Timestamp::now()).filter(|process| {
+        let due = self.runs.results(now).filter(|process| {
             let name = process.name_any();
             !self.in_hand.contains_key(&name) && !self.results.is_waiting(&name, now)
         });

@@ -46,7 +46,8 @@ impl Engine {
     pub(super) fn see_process(&mut self, event: watcher::Event<DeserializeGuard<RemoteProcess>>) {
         let event = decoded(event);
         self.note_age(event.as_ref());
-        let gone = event.map(|event| self.runs.apply(event)).unwrap_or_default();
+        let now = Instant::now();
+        let gone = event.map(|event| self.runs.apply(event, now)).unwrap_or_default();
         if self.runs.is_complete() {
             self.ready.open();
         }

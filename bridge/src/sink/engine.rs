@@ -2,6 +2,8 @@
 
 mod report;
 
+pub use report::first_finding;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Sends the events of one process, one after another, and notes in its cursor how far it is.
 
+mod intake;
 mod output;
 
 use std::sync::Arc;

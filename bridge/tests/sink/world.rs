@@ -17,6 +17,7 @@ use remoteprocess_proto::v1::{Gap, GapReason};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::SendError;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Line, NAMESPACE, PROCESSES};
@@ -32,6 +33,8 @@ struct Output {
     streams: [Vec<u8>; 2],
     has_gap: bool,
     is_over: bool,
+    /// Its first bytes are lost, before a program that never stops writing.
+    loses_first: bool,
     /// It never stops writing, with this pause.
     chatter: Option<Duration>,
     /// The relay knows as many bytes of the standard output, and not yet that there are more.
@@ -45,6 +48,8 @@ type All = BTreeMap<(String, u32), Output>;
 pub(crate) struct Outputs {
     all: Arc<Mutex<All>>,
     is_failing: Arc<AtomicBool>,
+    /// For each process, how many streams are open, and were opened.
+    streams: Arc<Mutex<BTreeMap<String, (usize, usize)>>>,
     /// How long it takes until the first byte comes.
     delay: Duration,
 }
@@ -80,6 +85,25 @@ impl Outputs {
         self.change(name, 1, |output| output.chatter = Some(pause));
     }
 
+    /// The first bytes of such a program are lost.
+    pub(crate) fn lose_first(&self, name: &str) {
+        self.change(name, 1, |output| output.loses_first = true);
+    }
+
+    /// How many streams of a process are open.
+    pub(crate) fn open(&self, name: &str) -> usize {
+        self.streams().get(name).copied().unwrap_or_default().0
+    }
+
+    /// How many streams of a process were opened.
+    pub(crate) fn opened(&self, name: &str) -> usize {
+        self.streams().get(name).copied().unwrap_or_default().1
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<String, (usize, usize)>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The relay knows the end of the process, and of its output only this part, until its agent is back.
     pub(crate) fn lose_agent(&self, name: &str, known: Option<usize>) {
         self.change(name, 1, |output| {
@@ -103,10 +127,32 @@ impl Outputs {
     }
 }
 
+/// A stream that is open.
+struct Opened(Outputs, String);
+
+impl Opened {
+    fn new(outputs: &Outputs, name: &str) -> Self {
+        let mut streams = outputs.streams();
+        let (open, opened) = streams.entry(name.to_owned()).or_default();
+        (*open, *opened) = (*open + 1, *opened + 1);
+        Self(outputs.clone(), name.to_owned())
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some((open, _)) = self.0.streams().get_mut(&self.1) {
+            *open -= 1;
+        }
+    }
+}
+
 impl OutputReader for Outputs {
     fn read(&self, request: Request, pieces: Sender<Piece>) -> BoxFuture<'static, Result<(), ReadError>> {
         let outputs = self.clone();
+        let opened = Opened::new(&outputs, &request.name);
         Box::pin(async move {
+            let _opened = opened;
             let mut offsets = [request.stdout, request.stderr].map(|offset| usize::try_from(offset).unwrap());
             let mut size = 7_usize;
             sleep(outputs.delay).await;
@@ -116,13 +162,8 @@ impl OutputReader for Outputs {
                 }
                 let output = outputs.get(&request.name, request.attempt);
                 if let Some(pause) = output.chatter {
-                    let line = Piece::Data(OutputStream::Stdout, offsets[0] as u64, "chatter!!\n".into());
-                    offsets[0] += 10;
-                    if pieces.send(line).await.is_err() {
+                    if chat(&pieces, &mut offsets[0], output.loses_first, pause).await.is_err() {
                         return Ok(());
-                    }
-                    if !pause.is_zero() {
-                        sleep(pause).await;
                     }
                     continue;
                 }
@@ -171,6 +212,32 @@ impl OutputReader for Outputs {
     }
 }
 
+/// One line of a program that never stops writing, the first of which is lost. Fails if nobody receives it.
+async fn chat(
+    pieces: &Sender<Piece>,
+    offset: &mut usize,
+    loses_first: bool,
+    pause: Duration,
+) -> Result<(), SendError<Piece>> {
+    let (from, to) = (*offset as u64, *offset as u64 + 10);
+    let piece = if loses_first && from == 0 {
+        let lost = Gap {
+            from,
+            to: Some(to),
+            ..gap()
+        };
+        Piece::Lost(OutputStream::Stdout, lost)
+    } else {
+        Piece::Data(OutputStream::Stdout, from, "chatter!!\n".into())
+    };
+    *offset += 10;
+    pieces.send(piece).await?;
+    if !pause.is_zero() {
+        sleep(pause).await;
+    }
+    Ok(())
+}
+
 fn gap() -> Gap {
     Gap {
         stream: 1,
@@ -214,6 +281,13 @@ pub(crate) fn begin_process(cluster: &Cluster, number: usize) -> String {
         &json!({"phase": "Running", "attempt": 1, "attempts": [record]}),
     );
     name
+}
+
+/// Its program is paused.
+pub(crate) fn pause_process(cluster: &Cluster, name: &str) {
+    cluster.edit(PROCESSES, name, |process| {
+        process["status"]["attempts"][0]["pausedAt"] = now();
+    });
 }
 
 /// A process that ended long ago, of which the relay knows a part of the output; then all of it.

@@ -446,7 +446,9 @@ impl State {
             return refusal(404, "NotFound");
         };
         let uid = &patch["metadata"]["uid"];
-        if !uid.is_null() && *uid != object["metadata"]["uid"] {
+        let version = &patch["metadata"]["resourceVersion"];
+        let is_other = |wanted: &Value, field: &str| !wanted.is_null() && *wanted != object["metadata"][field];
+        if is_other(uid, "uid") || is_other(version, "resourceVersion") {
             return refusal(409, "Conflict");
         }
         if is_status {

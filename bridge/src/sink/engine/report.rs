@@ -117,11 +117,7 @@ impl Engine {
                 Some(finding(true, BridgeReason::Connected, sentence))
             }
             None if outbox.is_known() => None,
-            None => Some(finding(
-                false,
-                BridgeReason::Waiting,
-                "the destination is not connected yet",
-            )),
+            None => Some(first_finding()),
         }
     }
 
@@ -175,6 +171,11 @@ impl Engine {
             remedy_for_sink(&self.sink.name_any(), &namespace, account)
         )
     }
+}
+
+/// What is told first about the destination.
+pub fn first_finding() -> Finding {
+    finding(false, BridgeReason::Waiting, "the destination is not connected yet")
 }
 
 fn finding(holds: bool, reason: BridgeReason, message: &str) -> Finding {

@@ -1,20 +1,18 @@
 //! The output of an attempt on its way: read, divided into events, and sent.
 
-use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::sink::{OutputStream, SinkOutput};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::super::cursor::Cursor;
 use super::super::divide::{Divider, Misplaced, Part};
 use super::super::reader::{Piece, ReadError, Request};
 use super::super::steps::Step;
 use super::super::view::View;
+use super::intake::{Intake, Next};
 use super::{Stuck, Worker};
 
 /// How long a worker sends output if others wait for its place, from the first piece on.
@@ -23,8 +21,6 @@ const TURN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a worker that reads looks at what depends on time.
 const TICK: Duration = Duration::from_millis(500);
-/// If an event is not taken in this time, what is read is closed until it is: the relay cuts streams that stall.
-const STALLED: Duration = Duration::from_secs(2);
 /// How long after the end of an attempt the relay may not know its output, or its end. After that there is none.
 const UNKNOWN: SignedDuration = SignedDuration::from_secs(60);
 
@@ -72,10 +68,9 @@ impl Worker {
 
     /// Sends the output of an attempt.
     pub(super) async fn read(&mut self, view: &View, attempt: u32, output: &SinkOutput) -> Result<Read, Stuck> {
-        let (pieces, mut received) = mpsc::channel(1);
         let request = request(view, &self.cursor, attempt, output);
         let mut streams = Streams::new(&request, output);
-        let mut reading = self.tools.reader.read(request, pieces).fuse();
+        let mut intake = Intake::open(&*self.tools.reader, request);
         let mut is_over = false;
         let begun = Instant::now();
         let mut tick = interval_at(begun + TICK, TICK);
@@ -83,16 +78,13 @@ impl Worker {
         loop {
             for stream in [OutputStream::Stdout, OutputStream::Stderr] {
                 while let Some(part) = streams.of(stream).take() {
-                    {
-                        let mut sending = pin!(self.send_part(view, attempt, stream, &part));
-                        let Ok(sent) = timeout(STALLED, &mut sending).await else {
-                            drop((reading, received));
-                            return sending.await.map(|()| Read::Changed);
-                        };
-                        sent?;
-                    }
+                    intake.during(self.send_part(view, attempt, stream, &part)).await?;
                     if self.must_yield(begun) {
                         return Ok(Read::Yielded);
+                    }
+                    // Output that is sent slowly must not hide that the process changes.
+                    if self.view.has_changed().unwrap_or(true) && !intake.during(self.tell_of_now(attempt)).await? {
+                        return Ok(Read::Changed);
                     }
                 }
             }
@@ -102,27 +94,26 @@ impl Worker {
             if self.must_yield(begun) {
                 return Ok(Read::Yielded);
             }
-            // Output that never stops must not hide that the process changes.
-            if self.view.has_changed().unwrap_or(true) && !self.tell_of_now(attempt).await? {
+            // Nor output that never stops.
+            if self.view.has_changed().unwrap_or(true) && !intake.during(self.tell_of_now(attempt)).await? {
                 return Ok(Read::Changed);
             }
             tokio::select! {
                 biased;
-                piece = received.recv() => match piece {
-                    Some(piece) => self.take(view, attempt, output, &mut streams, piece).await?,
-                    None => {
-                        (&mut reading).await.map_err(Stuck::Read)?;
+                next = intake.next() => match next {
+                    Next::Piece(piece) => {
+                        let taking = self.take(view, attempt, output, (&mut streams, &mut intake), piece);
+                        taking.await?;
+                    }
+                    Next::End(read) => {
+                        read.map_err(Stuck::Read)?;
                         is_over = true;
                         streams.end();
                     }
+                    Next::Closed => return Ok(Read::Changed),
                 },
-                // It drops the sender, so that what is left is received, and then nothing.
-                read = &mut reading, if !is_over => {
-                    read.map_err(Stuck::Read)?;
-                    reading = futures::future::ready(Ok(())).boxed().fuse();
-                }
                 changed = self.view.changed() => {
-                    if changed.is_err() || !self.tell_of_now(attempt).await? {
+                    if changed.is_err() || !intake.during(self.tell_of_now(attempt)).await? {
                         return Ok(Read::Changed);
                     }
                 }
@@ -137,7 +128,7 @@ impl Worker {
         view: &View,
         attempt: u32,
         output: &SinkOutput,
-        streams: &mut Streams,
+        (streams, intake): (&mut Streams, &mut Intake),
         piece: Piece,
     ) -> Result<(), Stuck> {
         let now = Instant::now();
@@ -150,7 +141,9 @@ impl Worker {
                 tracing::debug!(process = view.name(), ?stream, "the end of the output is not known yet");
                 Err(Stuck::Unsealed)
             }
-            Piece::Lost(stream, lost) if output.has(stream) => self.lose(view, attempt, stream, streams, lost).await,
+            Piece::Lost(stream, lost) if output.has(stream) => {
+                intake.during(self.lose(view, attempt, stream, streams, lost)).await
+            }
             Piece::Data(..) | Piece::Lost(..) => Ok(()),
         }
     }

@@ -1,4 +1,9 @@
 //! Dead letters in a queue of RabbitMQ, on their way back.
+//!
+//! Those of other triggers are moved to the end of the queue. A queue with priorities has several ends: a moved letter goes to
+//! that of the lowest priority, behind all others, and has a mark, so that it is known if it comes again before them.
+
+use std::hash::{BuildHasher as _, RandomState};
 
 use futures::future::BoxFuture;
 use lapin::message::Delivery;
@@ -11,7 +16,7 @@ use super::connection::{Dialer, Link};
 use super::publisher::confirmed;
 use super::wire::{self, error};
 use super::{DEFAULT_EXCHANGE, depth};
-use crate::message::Message;
+use crate::message::{DEAD_LETTER_MOVED, Message};
 use crate::source::{ANSWER_TIMEOUT, DeadLetters, SourceError, in_time};
 
 /// The messages of a queue.
@@ -22,6 +27,11 @@ pub(super) struct QueueLetters {
     trigger: String,
     /// How many of those that were there in the beginning were not looked at.
     unseen: u64,
+    /// The mark of letters that were moved.
+    mark: String,
+    /// How many were moved, and how many of these came again, one after another.
+    moved: u64,
+    again: u64,
     /// The one that was taken last.
     taken: Option<Acker>,
     /// Without it, the channel closes, and the queue has back what was taken and not removed.
@@ -46,6 +56,10 @@ impl QueueLetters {
             queue,
             trigger: trigger.to_owned(),
             unseen,
+            // Random: each of these states has its own keys.
+            mark: format!("{:016x}", RandomState::new().hash_one(unseen)),
+            moved: 0,
+            again: 0,
             taken: None,
             _link: link,
         })
@@ -60,19 +74,28 @@ impl QueueLetters {
                 let sentence = format!("{}: no dead letter of this trigger in time", what(&self.queue));
                 return Err(SourceError::unreachable(sentence));
             }
-            self.unseen -= 1;
             let Some(delivery) = self.get().await? else {
                 return Ok(None);
             };
-            let (properties, data) = (wire::of_moved(&delivery.properties), delivery.data.clone());
+            let (properties, data) = (wire::of_moved(&delivery.properties, &self.mark), delivery.data.clone());
             let (message, acker) = wire::message(delivery);
-            if message.is_of(&self.trigger) {
-                self.taken = Some(acker);
-                return Ok(Some(message));
+            if message.header(DEAD_LETTER_MOVED) == Some(&self.mark) {
+                self.again += 1;
+            } else {
+                (self.unseen, self.again) = (self.unseen - 1, 0);
+                if message.is_of(&self.trigger) {
+                    self.taken = Some(acker);
+                    return Ok(Some(message));
+                }
+                self.moved += 1;
             }
             // To the end of the queue. A requeue would count as a failed delivery, after some of which the queue drops it.
             self.publish(properties, &data).await?;
             self.acknowledge(acker).await?;
+            if self.again > self.moved {
+                // There is nothing else in the queue: what is missing went elsewhere.
+                return Ok(None);
+            }
         }
         Ok(None)
     }

@@ -8,7 +8,7 @@ use remoteprocess_api::bridge::BridgeReason;
 use serde::{Deserialize, Serialize};
 
 use super::super::{DEAD_LETTER_REASON, SourceError};
-use crate::message::{MAX_REPLY_TO, Message};
+use crate::message::{DEAD_LETTER_MOVED, MAX_REPLY_TO, Message};
 use crate::outcome::{CONTENT_TYPE, CloudEvent};
 
 /// Longest name of a queue, key or header, in bytes.
@@ -143,9 +143,10 @@ pub(super) fn of_message(message: &Message, reason: Option<&str>) -> BasicProper
     }
 }
 
-/// The properties of a letter of another trigger that is moved to the end of its queue. Without the user who sent it, whom
-/// the broker compares with the user of the bridge, and without other addresses, which would get it once more.
-pub(super) fn of_moved(properties: &BasicProperties) -> BasicProperties {
+/// The properties of a letter of another trigger that is moved to the end of its queue, with a mark. Without the user who sent
+/// it, whom the broker compares with the user of the bridge, and without other addresses, which would get it once more. And
+/// without its priority, with which it would not be the last one; a replay sends messages without one anyway.
+pub(super) fn of_moved(properties: &BasicProperties, mark: &str) -> BasicProperties {
     type Set<T> = fn(BasicProperties, T) -> BasicProperties;
     fn copy<T: Clone>(to: BasicProperties, value: &Option<T>, set: Set<T>) -> BasicProperties {
         match value {
@@ -153,12 +154,12 @@ pub(super) fn of_moved(properties: &BasicProperties) -> BasicProperties {
             None => to,
         }
     }
-    let headers = properties.headers().as_ref().map(|headers| {
-        let addresses = |name: &ShortString| ["CC", "BCC"].contains(&name.as_str());
-        let kept = headers.inner().iter().filter(|(name, _)| !addresses(name));
-        let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
-        FieldTable::from(kept.collect::<BTreeMap<_, _>>())
-    });
+    let addresses = |name: &ShortString| ["CC", "BCC"].contains(&name.as_str());
+    let kept = properties.headers().iter().flat_map(|headers| headers.inner());
+    let kept = kept.filter(|(name, _)| !addresses(name));
+    let mut headers: BTreeMap<_, _> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    headers.insert(DEAD_LETTER_MOVED.into(), AMQPValue::LongString(LongString::from(mark)));
+    let headers = Some(FieldTable::from(headers));
     let to = copy(BasicProperties::default(), &headers, BasicProperties::with_headers);
     let to = copy(to, properties.content_type(), BasicProperties::with_content_type);
     let to = copy(
@@ -167,7 +168,6 @@ pub(super) fn of_moved(properties: &BasicProperties) -> BasicProperties {
         BasicProperties::with_content_encoding,
     );
     let to = copy(to, properties.delivery_mode(), BasicProperties::with_delivery_mode);
-    let to = copy(to, properties.priority(), BasicProperties::with_priority);
     let to = copy(to, properties.correlation_id(), BasicProperties::with_correlation_id);
     let to = copy(to, properties.reply_to(), BasicProperties::with_reply_to);
     let to = copy(to, properties.expiration(), BasicProperties::with_expiration);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_that_is_moved_is_the_same_without_its_user_and_other_addresses() {
+    fn a_letter_that_is_moved_is_the_same_without_its_user_its_priority_and_other_addresses() {
         let headers = |names: &[&str]| {
             let mut headers = FieldTable::default();
             for name in names {
@@ -272,12 +272,16 @@ mod tests {
             }
             headers
         };
+        let marked = |names: &[&str]| {
+            let mut headers = headers(names);
+            headers.insert(DEAD_LETTER_MOVED.into(), AMQPValue::LongString("this".into()));
+            headers
+        };
         let kept = BasicProperties::default()
-            .with_headers(headers(&["cc", "x-death"]))
+            .with_headers(marked(&["cc", "x-death"]))
             .with_content_type("text/plain".into())
             .with_content_encoding("gzip".into())
             .with_delivery_mode(PERSISTENT)
-            .with_priority(3)
             .with_correlation_id("c".into())
             .with_reply_to("answers".into())
             .with_expiration("60000".into())
@@ -286,9 +290,12 @@ mod tests {
             .with_type("t".into())
             .with_app_id("a".into());
         let sent = kept.clone().with_user_id("sender".into());
-        let sent = sent.with_headers(headers(&["CC", "BCC", "cc", "x-death"]));
-        assert_eq!(of_moved(&sent), kept);
-        assert_eq!(of_moved(&BasicProperties::default()), BasicProperties::default());
+        let mut moved_before = headers(&["CC", "BCC", "cc", "x-death"]);
+        moved_before.insert(DEAD_LETTER_MOVED.into(), AMQPValue::LongString("former".into()));
+        let sent = sent.with_priority(3).with_headers(moved_before);
+        assert_eq!(of_moved(&sent, "this"), kept);
+        let bare = BasicProperties::default();
+        assert_eq!(of_moved(&bare, "this"), bare.with_headers(marked(&[])));
     }
 
     #[test]
