@@ -18,8 +18,8 @@ pub const UNUSABLE: u8 = 2;
 /// The longest such delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
-/// Runs `agent run` with this file and `arguments` until it exits with code 0, or until it ends after SIGTERM was passed on, other
-/// than by a signal.
+/// Runs `agent run` with this file and `arguments` until it exits with code 0, or until it ends after SIGTERM was passed
+/// on, other than by a signal.
 pub async fn supervise(config: Option<&Path>, arguments: &[String]) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

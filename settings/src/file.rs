@@ -1,16 +1,14 @@
 //! The file and its keys, and the command whose defaults they become.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
-use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 
 use crate::key;
+use crate::yaml::{self, Values};
 
 /// Maximum size of a file in bytes.
 const MAX_FILE: u64 = 64 << 10;
@@ -85,17 +83,11 @@ impl Settings {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        // Otherwise a namespace `y` would be `true`, as in YAML 1.1.
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let values: Option<BTreeMap<String, Values>> =
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| Error::Form {
-                path: path.to_owned(),
-                why: error.to_string(),
-            })?;
-        Ok(Self {
-            path: path.to_owned(),
-            values: values.unwrap_or_default(),
-        })
+        let path = path.to_owned();
+        match yaml::parse(text) {
+            Ok(values) => Ok(Self { path, values }),
+            Err(why) => Err(Error::Form { path, why }),
+        }
     }
 
     /// Removes a setting, because something else takes precedence.
@@ -152,67 +144,6 @@ pub(crate) fn collect(command: &Command, is_setting: &dyn Fn(&Arg) -> bool, know
     }
     for command in command.get_subcommands() {
         collect(command, is_setting, known);
-    }
-}
-
-/// The value of a setting: a scalar, or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Values {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl Values {
-    fn texts(&self) -> Vec<String> {
-        match self {
-            Self::One(text) => vec![text.clone()],
-            Self::Many(texts) => texts.clone(),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Values {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Scalars;
-        impl<'de> Visitor<'de> for Scalars {
-            type Value = Values;
-
-            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-                to.write_str("a text, a number, true, false, or a list of them")
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Values, E> {
-                Ok(Values::One(value.to_string()))
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Values, E> {
-                Ok(Values::One(value.to_string()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Values, E> {
-                Ok(Values::One(value.to_string()))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Values, E> {
-                Ok(Values::One(value.to_string()))
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Values, E> {
-                Ok(Values::One(value.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Values, A::Error> {
-                let mut texts = Vec::new();
-                while let Some(value) = list.next_element()? {
-                    match value {
-                        Values::One(text) => texts.push(text),
-                        Values::Many(_) => return Err(serde::de::Error::custom("a list cannot contain a list")),
-                    }
-                }
-                Ok(Values::Many(texts))
-            }
-        }
-        deserializer.deserialize_any(Scalars)
     }
 }
 

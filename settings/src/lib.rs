@@ -7,6 +7,7 @@
 
 mod file;
 mod table;
+mod yaml;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -8,6 +8,9 @@ use super::in_time;
 use super::pod::{Options, Pod};
 use super::relay::TestRelay;
 
+/// Arguments, environment, and the size of the spool that is taken, in bytes.
+type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], u8);
+
 /// All that `run` needs, but for a spool of this size in bytes.
 fn with_spool(size: u64) -> String {
     "relayEnroll: r:1\nrelay: r:2\ncaBundle: PEM\nprocessNamespace: n\nprocessName: p\nprocessUid: u\nattempt: 1\n\
@@ -36,7 +39,7 @@ fn settings_come_from_flag_environment_and_file_in_this_order() {
     let by_flag = format!("--config={file}");
     let by_variable = ("RPROC_CONFIG", &*file);
     let other = ("RPROC_SPOOL_SIZE", "2");
-    let cases: [(&[&str], &[(&str, &str)], u8); 11] = [
+    let cases: [Case; 11] = [
         (&["run", &by_flag], &[], 1),
         (&[&by_flag, "run"], &[], 1),
         (&["run"], &[by_variable], 1),
@@ -100,9 +103,10 @@ fn a_variable_without_a_path_is_no_file() {
     let output = agent(&["run"], &[("RPROC_CONFIG", "")]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("--relay-enroll <RELAY_ENROLL>"), "{error}");
-    let handover = tempfile::tempdir().unwrap();
-    let handover = format!("--handover={}", handover.path().display());
-    let words = ["install", "--entrypoint=/dev/null", "--timeout-seconds=0", &*handover];
+    let folder = tempfile::tempdir().unwrap();
+    let program = format!("--entrypoint={}", write(folder.path(), "a program"));
+    let handover = format!("--handover={}", folder.path().display());
+    let words = ["install", &program, &handover, "--timeout-seconds=0"];
     let output = agent(&words, &[("RPROC_CONFIG", "")]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("no agent listens"), "{error}");
