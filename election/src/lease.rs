@@ -18,8 +18,8 @@ const MAX_STRANGER: usize = 200;
 pub enum Mark {
     /// It belongs to the object with the uid in this reference, and is deleted with it.
     Owner(OwnerReference),
-    /// It has these labels. Without labels and owners, it is one of an earlier version, if its holder is a pod of the same
-    /// Deployment, or there is none.
+    /// It has these labels. Without any of them and without owners, it is one of an earlier version, if nobody holds it, or a
+    /// pod of the same Deployment or of one with such a value in its name. Other labels say nothing: other tools add them.
     Labels(Vec<(String, String)>),
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn decide(lease: &LeaseSpec, unchanged_for: Duration, candidate: &Can
     if holder == candidate.identity {
         return Step::Renew;
     }
-    // Somebody may have written another duration than the one by which the holder lives.
+    // A user may have written another duration than the one by which the holder lives.
     let own = candidate.timing.lease_duration;
     let written = lease.lease_duration_seconds.unwrap_or_default().max(0).unsigned_abs();
     let duration = Duration::from_secs(written.into()).min(LONGEST).max(own);
@@ -79,7 +79,7 @@ pub(crate) fn claimed(previous: Option<&LeaseSpec>, candidate: &Candidate, now: 
 /// Whose Lease this is, for people; `None`: ours.
 pub(crate) fn stranger(lease: &Lease, candidate: &Candidate) -> Option<String> {
     let holder = lease.spec.as_ref().map(holder).unwrap_or_default();
-    // Nobody else has the name of this pod: somebody has removed the mark, and it gets it again.
+    // Nobody else has the name of this pod: a user has removed the mark, and it gets it again.
     if holder == candidate.identity || is_marked(&lease.metadata, holder, candidate) {
         return None;
     }
@@ -98,15 +98,15 @@ fn is_marked(metadata: &ObjectMeta, holder: &str, candidate: &Candidate) -> bool
     match &candidate.mark {
         Mark::Owner(ours) => owners.iter().any(|owner| owner.uid == ours.uid),
         Mark::Labels(ours) => {
-            let labels = metadata.labels.as_ref().filter(|labels| !labels.is_empty());
-            match labels {
-                Some(labels) => ours.iter().all(|(name, value)| labels.get(name) == Some(value)),
-                None => {
-                    let own = deployment(&candidate.identity);
-                    let is_sibling = own.is_some() && deployment(holder) == own;
-                    owners.is_empty() && (holder.is_empty() || is_sibling)
-                }
+            let labels = metadata.labels.as_ref();
+            let found = |name: &String| labels.and_then(|labels| labels.get(name));
+            if ours.iter().any(|(name, _)| found(name).is_some()) {
+                return ours.iter().all(|(name, value)| found(name) == Some(value));
             }
+            let own = deployment(&candidate.identity);
+            let is_sibling = own.is_some() && deployment(holder) == own;
+            let is_namesake = || ours.iter().any(|(_, value)| holder.contains(value));
+            owners.is_empty() && (holder.is_empty() || is_sibling || is_namesake())
         }
     }
 }

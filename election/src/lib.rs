@@ -57,7 +57,8 @@ pub struct Election {
     seen: Option<(LeaseSpec, Instant)>,
     /// The last attempt has read that nobody else holds the lease.
     is_free: bool,
-    /// When this candidate has made the Lease, if it was not there. Then a holder may work that does not know yet.
+    /// When this candidate has made the Lease, if it was not there, and nobody else has held it since. Then a holder may
+    /// work that does not know yet.
     made: watch::Sender<Option<Instant>>,
     /// The answer to a creation of the Lease is not known.
     is_making: bool,
@@ -88,7 +89,7 @@ impl Election {
 
     /// Campaigns for the lease until `shutdown`, and runs `lead` each time that this candidate holds it.
     ///
-    /// `begin` is called before that. It notes, where a deletion of the Lease does not reach it, that somebody leads, and
+    /// `begin` is called before that. It notes, where a deletion of the Lease does not reach it, that a candidate leads, and
     /// returns true if nobody has led before: of several that call it, at most one gets true. Who has made a Lease that was
     /// not there, and is not the first, waits for the lease's duration before it leads.
     ///
@@ -126,6 +127,10 @@ impl Election {
             if is_ours && (has_begun || self.made.borrow().is_none()) {
                 self.release().await;
             }
+            if has_begun {
+                // Since then this candidate alone has worked.
+                self.made.send_replace(None);
+            }
             self.stand(Standing::Unknown);
             info!("no longer leading");
         }
@@ -141,7 +146,6 @@ impl Election {
 
     /// Waits for the lease; `None` on shutdown.
     async fn acquire(&mut self, shutdown: &CancellationToken) -> Option<Term> {
-        self.made.send_replace(None);
         loop {
             let (sent, on_clock) = (Instant::now(), self.clock.now());
             let outcome = tokio::select! {
@@ -293,6 +297,7 @@ impl Election {
             .is_some_and(|lease| lease.holder_identity.as_ref() != Some(&self.candidate.identity))
         {
             self.is_making = false;
+            self.made.send_replace(None);
         }
         if let Some((known, unchanged_for)) = self.observe(spec.as_ref())
             && decide(&known, unchanged_for, &self.candidate) == Step::Wait

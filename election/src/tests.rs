@@ -94,7 +94,7 @@ struct State {
     lease: Option<Value>,
     version: u64,
     is_down: bool,
-    /// Somebody leads, or has led.
+    /// A candidate leads, or has led.
     has_led: bool,
     /// The answer to the next creation is lost.
     loses_creation: bool,
@@ -134,7 +134,7 @@ impl Server {
         (200, lease)
     }
 
-    /// Notes that somebody leads; true the first time.
+    /// Notes that a candidate leads; true the first time.
     fn begin(&self) -> bool {
         !std::mem::replace(&mut self.0.lock().unwrap().has_led, true)
     }

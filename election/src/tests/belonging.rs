@@ -36,6 +36,8 @@ fn lease(holder: &str, labels: &[(&str, &str)], owners: &[&str]) -> Lease {
 #[case::own_pod("operator-7c9b6-aaaaa", &[("app", "theirs")], &["1"], true)]
 #[case::other_holder("node-1_7a5e", &[], &[], false)]
 #[case::other_deployment("manager-5d4f7-x2x4q", &[], &[], false)]
+#[case::labeled_by_another_tool("operator-5d4f7-x2x4q", &[("velero.io/restore-name", "x")], &[], true)]
+#[case::of_another_release("the-ours-5d4f7-x2x4q", &[], &[], true)]
 #[case::other_labels("operator-5d4f7-x2x4q", &[("app", "theirs")], &[], false)]
 #[case::owned_by_something("operator-5d4f7-x2x4q", &[], &["1"], false)]
 #[case::released_by_another("", &[("app", "theirs")], &[], false)]
@@ -65,14 +67,14 @@ fn a_lease_of_a_bridge_belongs_to_its_object(
     assert_eq!(stranger(&lease(holder, &[], owners), &candidate).as_deref(), whose);
 }
 
-/// What somebody has written makes nobody wait forever, and takes nothing from a holder that lives.
+/// What a user has written makes nobody wait forever, and takes nothing from a holder that lives.
 #[rstest]
 #[case::for_years(i32::MAX, 59, Step::Wait)]
 #[case::not_for_years(i32::MAX, 60, Step::Take)]
 #[case::not_at_once(1, 14, Step::Wait)]
 #[case::nonsense(-5, 14, Step::Wait)]
 #[case::as_usual(1, 15, Step::Take)]
-fn a_duration_that_somebody_has_written_has_bounds(#[case] written: i32, #[case] silent: u64, #[case] expected: Step) {
+fn a_duration_that_a_user_has_written_has_bounds(#[case] written: i32, #[case] silent: u64, #[case] expected: Step) {
     let lease = LeaseSpec {
         lease_duration_seconds: Some(written),
         ..held_by("b")

@@ -1,4 +1,4 @@
-//! A Lease that somebody deletes.
+//! A Lease that a user deletes.
 
 use super::*;
 

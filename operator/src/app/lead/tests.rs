@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fake_api::{client, refusal};
 
-/// A server with the ConfigMap. Before the first `conflicts` writes, somebody else writes.
+/// A server with the ConfigMap. Before the first `conflicts` writes, another client writes.
 fn server(conflicts: u32) -> (Client, Arc<Mutex<Value>>) {
     let map = json!({"metadata": {"name": names::CONNECT_CONFIG_MAP, "resourceVersion": "1"}});
     let map = Arc::new(Mutex::new(map));
