@@ -307,7 +307,8 @@ impl Archive {
     }
 
     /// The object of a segment, and a seat for it and what is compressed in it. That is known only when it has been read:
-    /// if it is more than usual, the object is read again with a larger seat, because nobody may hold one and wait for more.
+    /// if it is more than usual, the object is read again with the largest seat, because nobody may hold one and wait for
+    /// more.
     async fn read_segment(&self, path: &Path) -> Result<(Option<Seat>, Bytes), Error> {
         let mut raw = segment::USUAL;
         loop {
@@ -320,11 +321,10 @@ impl Archive {
                 None => None,
             };
             let body = found.bytes().await?;
-            let needed = segment::compressed(&body);
-            if seat.is_none() || needed <= raw {
+            if seat.is_none() || segment::compressed(&body) <= raw {
                 return Ok((seat, body));
             }
-            raw = needed;
+            raw = segment::RAW_LIMIT;
         }
     }
 }

@@ -55,7 +55,7 @@ struct SizeArgs {
 struct AttacksArgs {
     #[command(flatten)]
     size: SizeArgs,
-    /// Each attack alone for ten seconds, with the memory that it costs, instead of all at once.
+    /// Each attack alone for eight seconds, with the memory that it costs, instead of all at once.
     #[arg(long, conflicts_with = "long")]
     each: bool,
 }

@@ -34,8 +34,8 @@ const LEVEL: i32 = 1;
 const SAMPLE: usize = 32 * 1024;
 const REPETITIVE: usize = 16;
 /// More than the raw size of any segment: a damaged length must not exhaust the memory.
-const RAW_LIMIT: usize = 2 * SEGMENT_BYTES + 4 * MAX_MESSAGE;
-/// Bytes that are compressed in most segments, at most.
+pub(super) const RAW_LIMIT: usize = 2 * SEGMENT_BYTES + 4 * MAX_MESSAGE;
+/// Bytes that are compressed in most segments, at most, with room for the list of the pieces.
 pub(super) const USUAL: usize = SEGMENT_BYTES + MAX_MESSAGE;
 /// Bodies of at least this size are referred to; smaller ones are copied next to their heads.
 const COPY_BELOW: usize = 4096;

@@ -24,7 +24,10 @@ impl Webhook {
 
     fn post(&self, query: &str, headers: &[&str], body: &str) -> Result<(u16, Value)> {
         let url = format!("{}/{query}", self.0);
-        let mut curl = Program::new("curl", ["-sS", "--max-time", "100", "-w", "\n%{http_code}", &url]);
+        // A pod that has just gone answers nothing, and the node may send a request there for a moment.
+        let most = if query.is_empty() { "5" } else { "100" };
+        let limits = ["--connect-timeout", "2", "--max-time", most];
+        let mut curl = Program::new("curl", ["-sS", "-w", "\n%{http_code}", &url]).args(limits);
         for header in headers {
             curl = curl.args(["-H", header]);
         }
