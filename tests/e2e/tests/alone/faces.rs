@@ -42,7 +42,9 @@ impl Curl {
     fn get(&self, path: &str, arguments: &[&str]) -> Result<Finished> {
         let file = |name| self.certificates.path().join(name).to_string_lossy().into_owned();
         let report = "\n%{http_version} %{content_type}";
-        let curl = Program::new("curl", ["-sS", "--max-time", "60", "--write-out", report]);
+        // The node may send a connection to a pod that has just gone, which answers nothing.
+        let again = ["--connect-timeout", "3", "--retry", "5", "--retry-delay", "1"];
+        let curl = Program::new("curl", ["-sS", "--max-time", "60", "--write-out", report]).args(again);
         let curl = curl.args(["--cert", &file("tls.crt"), "--key", &file("tls.key")]);
         let curl = curl.args(["--cacert", &file("ca.crt"), "--connect-to", &self.to]);
         curl.args(arguments).arg(format!("{}{path}", self.url)).finish()
