@@ -266,6 +266,31 @@ fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
     (small.len() < raw).then(|| small.into())
 }
 
+/// The footer of version 2, up to its mark.
+struct Footer {
+    /// Length of the messages, if they are not compressed.
+    raw: usize,
+    /// Length of the checkpoint.
+    noted: usize,
+    codec: u32,
+    /// Length of all before the footer.
+    length: u64,
+    crc: u32,
+}
+
+impl Footer {
+    /// Reads the last [`FOOTER`] bytes of an object.
+    fn read(mut bytes: &[u8]) -> Self {
+        Self {
+            raw: usize::try_from(bytes.get_u64_le()).unwrap_or(usize::MAX),
+            noted: bytes.get_u32_le() as usize,
+            codec: bytes.get_u32_le(),
+            length: bytes.get_u64_le(),
+            crc: bytes.get_u32_le(),
+        }
+    }
+}
+
 impl Segment {
     /// The object that a writer makes of `pieces`: of a new attempt, or as it continues after a segment. `None` if the
     /// checkpoint of that segment is damaged. For `fuzz/`.
@@ -311,24 +336,19 @@ impl Segment {
 fn decode(name: &SegmentName, mut body: Bytes, buffer: Vec<u8>) -> Result<Segment, &'static str> {
     let footer_at = body.len() - FOOTER;
     let checked = crc32fast::hash(&body[..footer_at + 24]);
-    let mut footer = body.split_off(footer_at);
-    let raw = footer.get_u64_le();
-    let noted = footer.get_u32_le() as usize;
-    let codec = footer.get_u32_le();
-    let length = footer.get_u64_le();
-    if footer.get_u32_le() != checked {
+    let footer = Footer::read(&body.split_off(footer_at));
+    if footer.crc != checked {
         return Err("checksum");
     }
     body.advance(HEAD.len());
-    if length != footer_at as u64 || noted > body.len() {
+    if footer.length != footer_at as u64 || footer.noted > body.len() {
         return Err("lengths");
     }
-    let checkpoint = body.split_off(body.len() - noted);
+    let checkpoint = body.split_off(body.len() - footer.noted);
     let checkpoint = Checkpoint::decode(checkpoint).map_err(|_| "checkpoint")?;
-    let raw = usize::try_from(raw).unwrap_or(usize::MAX);
-    let records = match codec {
+    let records = match footer.codec {
         PLAIN => body,
-        ZSTD if raw <= RAW_LIMIT => decompress(&body, buffer).map_err(|_| "compression")?,
+        ZSTD if footer.raw <= RAW_LIMIT => decompress(&body, buffer).map_err(|_| "compression")?,
         _ => return Err("codec"),
     };
     let held = records.len();
@@ -381,15 +401,13 @@ fn decode_1(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str
 
 /// Bytes that are compressed in an object, by what it says itself, and at most what a reader accepts; 0 if nothing is.
 pub(super) fn compressed(body: &[u8]) -> usize {
-    let mut footer = match body.len().checked_sub(FOOTER) {
-        Some(at) if body.starts_with(HEAD) => &body[at..],
+    let footer = match body.len().checked_sub(FOOTER) {
+        Some(at) if body.starts_with(HEAD) => Footer::read(&body[at..]),
         _ => return 0,
     };
-    let raw = footer.get_u64_le();
-    let _length_of_checkpoint = footer.get_u32_le();
-    match footer.get_u32_le() {
+    match footer.codec {
         PLAIN => 0,
-        _ => usize::try_from(raw).unwrap_or(usize::MAX).min(RAW_LIMIT),
+        _ => footer.raw.min(RAW_LIMIT),
     }
 }
 
