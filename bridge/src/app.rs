@@ -76,7 +76,7 @@ fn work(
     }
 }
 
-/// What a candidate needs, whatever it is of.
+/// What a candidate needs, for a trigger as for a sink.
 struct Campaign {
     client: Client,
     identity: String,

@@ -218,8 +218,7 @@ impl Kubernetes {
     /// # Errors
     /// See [`ApiError`].
     pub async fn process(&self, name: &str) -> Result<Option<RemoteProcess>, ApiError> {
-        let found = self.call(self.processes().get_opt(name)).await;
-        found.map_err(|error| classify(&error))
+        self.found(name).await
     }
 
     /// Notes in the process that its result is sent.

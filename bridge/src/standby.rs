@@ -38,7 +38,7 @@ pub const TIMING: Timing = Timing {
     handover: Duration::from_secs(10),
 };
 
-/// How often what keeps a bridge from its Lease is told again, if it is said in other words.
+/// The status gets another message about the same failure at most once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Most tries to note that a bridge works, if others write the status at the same time.
 const NOTE_TRIES: u32 = 10;
@@ -333,8 +333,8 @@ impl<K: Led> Watcher<K> {
         }
     }
 
-    /// Tells of a failure that lasts until this moment, and now and then what is said since. `told` is what was told, and
-    /// when. Never ends.
+    /// Writes a failure into the status if it lasts until this moment, and later messages about it. `told` is the last
+    /// message that was written, and when. Never ends.
     async fn tell_of(&self, lasting: Option<(Failure, Instant)>, follows: bool, told: &mut Option<(String, Instant)>) {
         let Some((failure, until)) = lasting else {
             return std::future::pending().await;
@@ -348,13 +348,13 @@ impl<K: Led> Watcher<K> {
             let again = told.as_ref().map(|(_, at)| *at + TELL_AGAIN);
             sleep_until(again.unwrap_or(until)).await;
             let said = match &*self.standing.borrow() {
-                Standing::Failing { message, .. } => message.clone(),
-                _ => String::new(),
+                Standing::Failing { message, .. } => Some(message.clone()),
+                _ => None,
             };
-            if said.is_empty() {
+            let Some(said) = said else {
                 // It is over, and this is about to end.
                 return std::future::pending().await;
-            }
+            };
             if told.as_ref().is_none_or(|(told, _)| *told != said) {
                 self.tell(failure, &said).await;
             }

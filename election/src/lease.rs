@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::Candidate;
 
-/// Longest time for which a silent holder is waited for, whatever the Lease says: no version of ours holds one for longer.
+/// A candidate waits for a silent holder at most this long, whatever the Lease says: no version of ours has a longer duration.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Most characters of what another program has written into the Lease.
 const MAX_STRANGER: usize = 200;

@@ -208,7 +208,7 @@ impl Election {
         let fence = Fence::new(self.clock.clone(), renew_deadline, term.on_clock);
         let ending = {
             let mut lost = pin!(self.renew_until_lost(term, &fence));
-            // Asked each time before the work goes on.
+            // Polled each time before the work is.
             let mut over = pin!(poll_fn(|_| {
                 if !fence.is_over() {
                     return Poll::Pending;

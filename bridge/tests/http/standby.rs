@@ -22,6 +22,21 @@ fn listens(bridge: &Bridge) -> bool {
     TcpStream::connect(bridge.webhook).is_ok()
 }
 
+/// Waits until the bridge, which is not ready, says this. Then nothing is refused any more, and it works.
+async fn is_told_until_cured(cluster: &Cluster, bridge: Bridge, expected: &str) {
+    cluster
+        .until("the condition", |cluster| cluster.condition("Ready") == expected)
+        .await;
+    assert!(!bridge.is_ready());
+    cluster.no_rule();
+    cluster
+        .until("the cure", |cluster| {
+            cluster.condition("Ready").starts_with("True Taking")
+        })
+        .await;
+    bridge.stop().await;
+}
+
 /// Sends a message until it is taken or refused, for at most 10 s. Returns the status.
 async fn deliver(bridge: &Bridge, id: &str) -> u16 {
     let bearer = format!("Bearer {TOKEN}");
@@ -81,14 +96,7 @@ async fn a_missing_right_to_the_lease_is_told() {
         .until("the condition", |cluster| cluster.condition("Ready") == expected)
         .await;
     assert_eq!(cluster.status()["started"], 7, "the rest of the status stays");
-    assert!(!bridge.is_ready());
-    cluster.no_rule();
-    cluster
-        .until("the cure", |cluster| {
-            cluster.condition("Ready").starts_with("True Taking")
-        })
-        .await;
-    bridge.stop().await;
+    is_told_until_cured(&cluster, bridge, expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,17 +110,7 @@ async fn a_lease_that_cannot_be_written_is_told() {
     let bridge = Bridge::start_candidate(&cluster, secrets.path(), &Line::of("a"));
     let expected =
         format!("False Refused: the Lease orders-trigger in namespace shop cannot be taken or renewed: {no}");
-    cluster
-        .until("the condition", |cluster| cluster.condition("Ready") == expected)
-        .await;
-    assert!(!bridge.is_ready());
-    cluster.no_rule();
-    cluster
-        .until("the cure", |cluster| {
-            cluster.condition("Ready").starts_with("True Taking")
-        })
-        .await;
-    bridge.stop().await;
+    is_told_until_cured(&cluster, bridge, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

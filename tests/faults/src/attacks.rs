@@ -10,12 +10,12 @@ mod rights;
 mod target;
 
 use std::env;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::Client;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -80,26 +80,18 @@ pub fn run(long: bool) -> Result<()> {
             has_limits: false,
         }
     };
-    let operator = env::current_exe()?.with_file_name("operator");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(attack(&size, &operator))
+    runtime()?.block_on(attack(&size))
 }
 
 /// Attacks an operator as [`run`] does, by one attack after the other, and prints a table with what each one costs. The
 /// memory of an attack includes what the operator keeps of earlier ones.
 ///
 /// # Errors
-/// When the operator ends, or others notice an attack.
+/// When the operator ends.
 pub fn each() -> Result<()> {
-    let operator = env::current_exe()?.with_file_name("operator");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         println!("==> each attack alone");
-        target::allow_many_files()?;
-        let server = Client::try_default().await.context("no way to an API server")?;
-        let mut target = Target::start(server, &operator).await?;
-        rights::check(&target).await?;
-        bystanders::archive(&target, ARCHIVED).await?;
+        let mut target = start_with_output(ARCHIVED).await?;
         let mut stage = Stage::new(Bystanders::arrive(&target).await?);
         print_head();
         stage.play(&target, "before", None, sleep(ALONE)).await?;
@@ -121,21 +113,32 @@ pub fn each() -> Result<()> {
 /// # Errors
 /// When the operator answers otherwise than they or the tests expect.
 pub fn foreign(programs: Programs) -> Result<()> {
-    let operator = env::current_exe()?.with_file_name("operator");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let server = Client::try_default().await.context("no way to an API server")?;
-        foreign::check(&Target::start(server, &operator).await?, programs).await
-    })
+    runtime()?.block_on(async { foreign::check(&start().await?, programs).await })
 }
 
-async fn attack(size: &Size, operator: &Path) -> Result<()> {
-    println!("==> attacks");
-    target::allow_many_files()?;
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// An operator on the API server of `KUBECONFIG`. Its program is beside this one.
+async fn start() -> Result<Target> {
+    let operator = env::current_exe()?.with_file_name("operator");
     let server = Client::try_default().await.context("no way to an API server")?;
-    let mut target = Target::start(server, operator).await?;
+    Target::start(server, &operator).await
+}
+
+/// An operator that can be attacked: the users have their rights, and so many bytes of output are in the archive.
+async fn start_with_output(archived: u64) -> Result<Target> {
+    target::allow_many_files()?;
+    let target = start().await?;
     rights::check(&target).await?;
-    bystanders::archive(&target, size.archived).await?;
+    bystanders::archive(&target, archived).await?;
+    Ok(target)
+}
+
+async fn attack(size: &Size) -> Result<()> {
+    println!("==> attacks");
+    let mut target = start_with_output(size.archived).await?;
     canaries::check(&target).await?;
     let attacked = attack_target(size, &mut target).await;
     if attacked.is_err() {
