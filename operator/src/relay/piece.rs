@@ -85,6 +85,11 @@ impl Piece {
         }
     }
 
+    /// Whether it is a gap whose end is not known. It has no length: a position does not tell whether it was passed.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self, Self::Gap(Gap { to: None, .. }))
+    }
+
     /// The bytes of the piece; none for a gap.
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -111,8 +116,7 @@ impl Piece {
     /// The part of the piece at or beyond `offset` of its own stream; `None` if nothing is left. A gap without a known
     /// end always stays.
     pub fn beyond(mut self, offset: u64) -> Option<Self> {
-        let endless = matches!(&self, Self::Gap(gap) if gap.to.is_none());
-        if self.to() <= offset && !endless {
+        if self.to() <= offset && !self.is_endless() {
             return None;
         }
         match &mut self {

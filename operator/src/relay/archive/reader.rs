@@ -17,6 +17,8 @@ pub struct Reader {
     listed: VecDeque<SegmentName>,
     /// For the pieces that were returned last.
     seat: Option<Seat>,
+    /// The streams whose endless gap was returned. It has no length, so a position does not tell.
+    told: Vec<Stream>,
 }
 
 /// A segment's pieces beyond a position; never empty.
@@ -33,6 +35,7 @@ impl Reader {
             key,
             listed: VecDeque::new(),
             seat: None,
+            told: Vec::new(),
         }
     }
 
@@ -79,7 +82,28 @@ impl Reader {
 
     fn hold(&mut self, found: Found) -> Vec<Placed> {
         self.seat = found.seat;
+        let endless = found
+            .pieces
+            .iter()
+            .map(|placed| &placed.piece)
+            .filter(|piece| piece.is_endless());
+        self.told.extend(endless.map(Piece::stream));
         found.pieces
+    }
+
+    /// Whether this reader has returned the piece, as far as its position does not tell: an endless gap.
+    pub fn has_told(&self, piece: &Piece) -> bool {
+        piece.is_endless() && self.told.contains(&piece.stream())
+    }
+
+    /// Takes back pieces of which nobody has heard, and frees what they occupy.
+    pub fn put_back(&mut self, pieces: VecDeque<Placed>) {
+        let endless = |stream: Stream| {
+            let mut of_it = pieces.iter().map(|placed| &placed.piece);
+            of_it.any(|piece| piece.is_endless() && piece.stream() == stream)
+        };
+        self.told.retain(|stream| !endless(*stream));
+        self.release();
     }
 
     /// The pieces that were returned last are not held any more.
@@ -100,7 +124,8 @@ impl Reader {
             let Some(segment) = self.archive.segment(&self.key, &name).await? else {
                 continue;
             };
-            let pieces = beyond(segment.pieces, at);
+            let mut pieces = beyond(segment.pieces, at);
+            pieces.retain(|placed| !self.has_told(&placed.piece));
             if !pieces.is_empty() {
                 return Ok(Some(Found {
                     pieces,

@@ -56,8 +56,7 @@ impl Follower {
         self.wanted.cursor = self.position();
         self.place = None;
         self.until = None;
-        self.queue = VecDeque::new();
-        self.reader.release();
+        self.reader.put_back(std::mem::take(&mut self.queue));
         self.live = feed.map(|feed| {
             feed.ring.join();
             let changes = feed.ring.changes();
@@ -164,8 +163,7 @@ impl Follower {
         if let (Some(first), Some(place)) = (self.queue.front(), &mut self.place) {
             *place = Place::new(first.start);
         }
-        self.queue = VecDeque::new();
-        self.reader.release();
+        self.reader.put_back(std::mem::take(&mut self.queue));
     }
 
     /// Other readers of the archive wait for what this one holds, and it has had its turn.
@@ -218,6 +216,7 @@ impl Follower {
             Next::Pieces(found) => Ok(Next::Pieces(
                 found
                     .into_iter()
+                    .filter(|framed| !self.reader.has_told(&framed.placed.piece))
                     .filter_map(|framed| framed.wanted(&self.wanted))
                     .collect(),
             )),

@@ -406,9 +406,11 @@ impl State {
         if distance(&place.at) < distance(&self.front()) {
             return None;
         }
-        let passed = self
-            .pieces
-            .partition_point(|framed| distance(&framed.placed.end()) <= distance(&place.at));
+        let at = distance(&place.at);
+        // An endless gap at this position is not passed: it has no length.
+        let passed = self.pieces.partition_point(|Framed { placed, .. }| {
+            distance(&placed.end()) <= at && !(placed.piece.is_endless() && distance(&placed.start) == at)
+        });
         Some(self.first + passed as u64)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use prost::Message;
 use remoteprocess_api::OutputReason;
+use remoteprocess_proto::STREAMS;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::{Gap, GapReason, OutputFrame, Phase, Reason, Stream};
 use rstest::rstest;
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use super::fake_agent::{FakeAgent, Program, TestDialer, byte, no_peers};
 use super::*;
 use crate::relay::archive::{READ_MEMORY, SEGMENT_BYTES};
-use crate::relay::piece::{Framed, Piece, Placed, Wanted, gap};
+use crate::relay::piece::{Framed, Piece, Placed, Wanted, data, gap};
 
 mod desired;
 mod outage;
@@ -489,6 +490,49 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
     );
     let (manifest, _) = relay.recorded().await;
     assert_eq!((manifest.sealed, manifest.gaps.len()), (false, 2));
+}
+
+/// A gap without an end has no length, so the position of a reader does not change by it.
+#[tokio::test]
+async fn the_archive_of_an_attempt_that_was_never_sealed_is_read_to_its_end() {
+    let archive = memory();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    let mut start = Cursor::default();
+    let bytes = Bytes::from_static(b"ready\n");
+    let mut pieces = vec![data(Stream::Stdout, 0, 0, bytes)];
+    pieces.extend(STREAMS.map(|stream| {
+        gap(
+            stream,
+            [0, 6][usize::from(stream == Stream::Stdout)],
+            None,
+            GapReason::NeverSealed,
+        )
+    }));
+    for piece in pieces {
+        let placed = Placed { start, piece };
+        writer.append(&placed);
+        start = placed.end();
+    }
+    writer.seal(&Exit::default()).await.unwrap();
+    for takes in [usize::MAX, 1] {
+        let mut follower = Follower::new(archive.clone(), subject().key, all());
+        let (mut bytes, mut gaps) = (0, Vec::new());
+        while let Next::Pieces(found) = soon(follower.next(takes)).await.unwrap() {
+            for Framed { placed, .. } in found {
+                bytes += placed.piece.bytes().len();
+                gaps.extend(placed.piece.is_endless().then(|| placed.piece.stream()));
+            }
+            assert!(gaps.len() <= 2, "{gaps:?}");
+            // What a reader holds may be freed at any time, and is read again.
+            follower.park();
+        }
+        gaps.sort();
+        assert_eq!(
+            (bytes, gaps),
+            (6, vec![Stream::Stdout, Stream::Stderr]),
+            "in parts of {takes}"
+        );
+    }
 }
 
 #[tokio::test]
