@@ -20,6 +20,7 @@ use crate::{cluster, exec, page, paths};
 mod krew;
 mod notes;
 mod oci;
+mod trial;
 
 /// The architectures, as Kubernetes names them, and the targets of the compiler.
 pub(crate) const ARCHITECTURES: [(&str, &str); 2] = [
@@ -44,6 +45,10 @@ pub(crate) struct ReleaseArgs {
         default_value = "https://github.com/remoteprocess/remoteprocess/releases/download"
     )]
     url: String,
+    /// Try what `dist/` has, and write nothing: checksums, the programs of both architectures, and an installation on
+    /// the development cluster.
+    #[arg(long = "try")]
+    is_trial: bool,
 }
 
 /// Writes `dist/`.
@@ -54,6 +59,9 @@ pub(crate) fn release(args: &ReleaseArgs) -> Result<()> {
         version == own,
         "--version is {version}, and Cargo.toml says {own}: change one of them"
     );
+    if args.is_trial {
+        return trial::run(version);
+    }
     let root = paths::repository();
     let page = page::version()?;
     ensure!(
