@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::Candidate;
 
-/// A candidate waits for a silent holder at most this long, whatever the Lease says: no version of ours has a longer duration.
+/// A candidate waits at most this long for a holder that does not renew its Lease, also if the Lease states a longer
+/// duration. No version of this program sets a longer one.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Most characters of what another program has written into the Lease.
 const MAX_STRANGER: usize = 200;

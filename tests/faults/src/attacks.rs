@@ -127,7 +127,7 @@ async fn start() -> Result<Target> {
     Target::start(server, &operator).await
 }
 
-/// An operator that can be attacked: the users have their rights, and so many bytes of output are in the archive.
+/// Starts the operator that is attacked. The users have their permissions, and the archive holds `archived` bytes of output.
 async fn start_with_output(archived: u64) -> Result<Target> {
     target::allow_many_files()?;
     let target = start().await?;

@@ -37,21 +37,26 @@ pub(super) fn run(version: &str) -> Result<()> {
         exec::output(&mut check).map(drop)
     })?;
     for (architecture, _) in ARCHITECTURES {
-        let emulator = (architecture != this_architecture()).then_some(architecture);
-        if let Some(other) = emulator {
-            ensure!(
-                other == "arm64",
-                "programs of {other} cannot be run on {}",
-                env::consts::ARCH
-            );
-            install_packages(&[EMULATOR])?;
-        }
+        let emulator = emulator(architecture)?;
         step(&format!("run the programs for {architecture}"), || {
-            let emulator = emulator.map(|_| EMULATOR.1);
             programs(&dist, version, architecture, emulator)
         })?;
     }
     installation(&dist, version)
+}
+
+/// What runs programs of this architecture here, installed if it is missing; `None` if they run by themselves.
+fn emulator(architecture: &str) -> Result<Option<&'static str>> {
+    if architecture == this_architecture() {
+        return Ok(None);
+    }
+    ensure!(
+        architecture == "arm64",
+        "programs of {architecture} cannot be run on {}",
+        env::consts::ARCH
+    );
+    install_packages(&[EMULATOR])?;
+    Ok(Some(EMULATOR.1))
 }
 
 /// Each program of the archives says its version.
@@ -92,22 +97,21 @@ fn programs(dist: &Path, version: &str, architecture: &str, emulator: Option<&st
 
 /// The unpacked archive with `rproc`.
 fn rproc(dist: &Path, version: &str, architecture: &str) -> Result<TempDir> {
-    let archive = dist.join(format!("rproc-{version}-linux-{architecture}.tar.gz"));
+    unpacked(&dist.join(format!("rproc-{version}-linux-{architecture}.tar.gz")))
+}
+
+/// The files of an archive, which may be compressed.
+fn unpacked(archive: &Path) -> Result<TempDir> {
     let folder = TempDir::with_prefix("rproc-release-")?;
-    exec::output(
-        Command::new("tar")
-            .arg("-xzf")
-            .arg(archive)
-            .arg("-C")
-            .arg(folder.path()),
-    )?;
+    let mut tar = Command::new("tar");
+    tar.arg("-xf").arg(archive).arg("-C").arg(folder.path());
+    exec::output(&mut tar)?;
     Ok(folder)
 }
 
 /// The files of the image for one architecture in an OCI archive.
 fn image(archive: &Path, architecture: &str) -> Result<TempDir> {
-    let layout = TempDir::with_prefix("rproc-release-")?;
-    exec::output(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(layout.path()))?;
+    let layout = unpacked(archive)?;
     let blob = |descriptor: &Value| -> Result<PathBuf> {
         let digest = descriptor["digest"].as_str().context("a descriptor has a digest")?;
         Ok(layout.path().join("blobs").join(digest.replace(':', "/")))
@@ -126,24 +130,15 @@ fn image(archive: &Path, architecture: &str) -> Result<TempDir> {
         read(&blob(found.with_context(|| {
             format!("{} has no image for {architecture}", archive.display())
         })?)?)?;
-    let files = TempDir::with_prefix("rproc-release-")?;
-    for layer in manifest["layers"].as_array().into_iter().flatten() {
-        exec::output(
-            Command::new("tar")
-                .arg("-xf")
-                .arg(blob(layer)?)
-                .arg("-C")
-                .arg(files.path()),
-        )?;
-    }
-    Ok(files)
+    // `oci::write` makes one layer.
+    unpacked(&blob(&manifest["layers"][0])?)
 }
 
 /// Installs it on the development cluster, runs a process, and takes everything away again.
 fn installation(dist: &Path, version: &str) -> Result<()> {
     let state = State::of_this_user()?;
-    let _tests = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
-    let target = Target::development(state, Some(&_tests))?;
+    let tests = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
+    let target = Target::development(state, Some(&tests))?;
     let here =
         exec::output(
             target
@@ -167,7 +162,7 @@ fn installation(dist: &Path, version: &str) -> Result<()> {
         process(dist, version, &target)
     });
     let manifests = dist.join("install.yaml");
-    step("take it away again", || {
+    let taken_away = step("take it away again", || {
         let mut processes = target.kubectl();
         // Their finalizer needs the operator.
         processes.args([
@@ -184,8 +179,9 @@ fn installation(dist: &Path, version: &str) -> Result<()> {
             .arg(&manifests);
         exec::output(&mut delete)?;
         gone.map(drop)
-    })?;
-    tried
+    });
+    // What is wrong with the release is told first.
+    tried.and(taken_away)
 }
 
 fn process(dist: &Path, version: &str, target: &Target) -> Result<()> {
