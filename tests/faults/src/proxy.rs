@@ -195,7 +195,11 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, harm: &Harm, fat
         let mut buffer = vec![0; PART];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             let due = Instant::now() + harm.delay;
-            if !fate.spend(length) || sender.send((due, buffer[..length].to_vec())).await.is_err() {
+            if !fate.spend(length) {
+                // `connect` counts the cut, and then ends both directions or lets them hang: no end may be seen before.
+                return std::future::pending().await;
+            }
+            if sender.send((due, buffer[..length].to_vec())).await.is_err() {
                 break;
             }
         }
