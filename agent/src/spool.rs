@@ -102,13 +102,15 @@ impl Error {
     }
 }
 
-/// Byte count and SHA-256 of one whole stream.
+/// Byte count, SHA-256 and checksum of one whole stream.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StreamSeal {
     /// Bytes of the stream.
     pub bytes: u64,
     /// SHA-256 of all of them.
     pub sha256: [u8; 32],
+    /// [`Checksum`](remoteprocess_proto::Checksum) of all of them.
+    pub crc64: u64,
 }
 
 /// The seals of both streams.

@@ -183,7 +183,7 @@ pub struct AttemptOutput {
     pub stdout: StreamStatus,
     /// Standard error.
     pub stderr: StreamStatus,
-    /// Whether the archive holds every byte that the agent counted, with the sha256 that the agent computed.
+    /// Whether the archive holds every byte that the agent counted, unchanged.
     pub sealed: bool,
 }
 

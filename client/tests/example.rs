@@ -110,7 +110,7 @@ fn exit() -> Exit {
     let stdout = Some(StreamSeal {
         bytes: OUTPUT.len() as u64,
         sha256: Sha256::digest(OUTPUT).to_vec().into(),
-        dropped_bytes: 0,
+        ..StreamSeal::default()
     });
     Exit {
         outcome: Outcome::Code.into(),

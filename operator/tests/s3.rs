@@ -192,7 +192,7 @@ async fn write(archive: &Archive) {
         Some(StreamSeal {
             bytes,
             sha256: sha256.into(),
-            dropped_bytes: 0,
+            ..StreamSeal::default()
         })
     };
     let exit = Exit {
@@ -205,8 +205,7 @@ async fn write(archive: &Archive) {
         ..Exit::default()
     };
     loop {
-        let confirmed = writer.confirmed_exit(&exit);
-        match writer.seal(&confirmed).await {
+        match writer.seal(&exit).await {
             Ok(manifest) => return say(&format!("sealed {}", manifest.sealed)),
             Err(error) => failed(&error).await,
         }

@@ -13,6 +13,7 @@
 #[path = "gen/remoteprocess.v1.rs"]
 pub mod v1;
 
+mod checksum;
 mod cursor;
 pub mod metadata;
 pub mod pod;
@@ -22,6 +23,7 @@ pub mod timing;
 mod version;
 pub mod wire;
 
+pub use checksum::Checksum;
 pub use stream::STREAMS;
 pub use version::{PROTOCOL, Unsupported, check_protocol};
 

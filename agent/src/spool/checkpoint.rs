@@ -1,5 +1,6 @@
 //! What the janitor remembers across a kill: the state of the hashes, and what has left the spool.
 
+use remoteprocess_proto::Checksum;
 use sha2::Sha256;
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::digest::{Digest, FixedOutput};
@@ -18,24 +19,35 @@ pub(super) struct Checkpoint {
     pub first_record_offsets: Offsets,
     /// The number of raw bytes from which those were made, if the streams are masked.
     pub first_record_raw: Offsets,
-    /// Bytes of stdout hashed, and the state of its hash; empty at 0.
-    stdout: (u64, Vec<u8>),
-    /// The same of stderr.
-    stderr: (u64, Vec<u8>),
+    stdout: Hashed,
+    stderr: Hashed,
     /// Since when the full spool waits for the archive.
     pub wait: Option<Wait>,
 }
 
+/// How far a stream is hashed.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Hashed {
+    bytes: u64,
+    /// State of the SHA-256; empty at 0 bytes.
+    sha256: Vec<u8>,
+    /// State of the checksum.
+    checksum: u64,
+}
+
 impl Checkpoint {
+    const fn hashed(&self, stream: Stream) -> &Hashed {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+
     /// Refuses a checkpoint that counts more bytes than the files hold: the volume lost something.
     pub(super) fn check(&self, lengths: Offsets) -> Result<(), Error> {
-        let is_backed = Stream::ALL.into_iter().all(|stream| {
-            let (hashed, _) = match stream {
-                Stream::Stdout => &self.stdout,
-                Stream::Stderr => &self.stderr,
-            };
-            self.dropped.of(stream).max(*hashed) <= lengths.of(stream)
-        });
+        let is_backed = Stream::ALL
+            .into_iter()
+            .all(|stream| self.dropped.of(stream).max(self.hashed(stream).bytes) <= lengths.of(stream));
         is_backed
             .then_some(())
             .ok_or(Error::Damaged("a stream is shorter than its checkpoint"))
@@ -43,24 +55,29 @@ impl Checkpoint {
 
     /// Restores the hash of a stream.
     pub(super) fn hash(&self, stream: Stream) -> Result<RunningHash, Error> {
-        let (hashed, state) = match stream {
-            Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
-        };
-        if *hashed == 0 {
+        let hashed = self.hashed(stream);
+        if hashed.bytes == 0 {
             return Ok(RunningHash::default());
         }
-        let state = state
+        let state = hashed
+            .sha256
             .as_slice()
             .try_into()
             .map_err(|_| Error::Damaged("length of a hash state"))?;
-        let state = Sha256::deserialize(state).map_err(|_| Error::Damaged("content of a hash state"))?;
-        Ok(RunningHash { hashed: *hashed, state })
+        Ok(RunningHash {
+            hashed: hashed.bytes,
+            sha256: Sha256::deserialize(state).map_err(|_| Error::Damaged("content of a hash state"))?,
+            checksum: Checksum::resume(hashed.checksum),
+        })
     }
 
     /// Saves the hash of a stream.
     pub(super) fn set_hash(&mut self, stream: Stream, hash: &RunningHash) {
-        let noted = (hash.hashed, hash.state.serialize().to_vec());
+        let noted = Hashed {
+            bytes: hash.hashed,
+            sha256: hash.sha256.serialize().to_vec(),
+            checksum: hash.checksum.state(),
+        };
         match stream {
             Stream::Stdout => self.stdout = noted,
             Stream::Stderr => self.stderr = noted,
@@ -68,18 +85,20 @@ impl Checkpoint {
     }
 }
 
-/// SHA-256 of a stream so far.
+/// SHA-256 and checksum of a stream so far.
 #[derive(Clone, Default)]
 pub(super) struct RunningHash {
     /// Bytes hashed.
     pub hashed: u64,
-    state: Sha256,
+    sha256: Sha256,
+    checksum: Checksum,
 }
 
 impl RunningHash {
     /// Takes the next bytes.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.state.update(bytes);
+        self.sha256.update(bytes);
+        self.checksum.update(bytes);
         self.hashed += bytes.len() as u64;
     }
 
@@ -87,7 +106,8 @@ impl RunningHash {
     pub(super) fn seal(&self) -> StreamSeal {
         StreamSeal {
             bytes: self.hashed,
-            sha256: self.state.clone().finalize_fixed().into(),
+            sha256: self.sha256.clone().finalize_fixed().into(),
+            crc64: self.checksum.value(),
         }
     }
 }

@@ -105,7 +105,7 @@ impl Script {
             Some(StreamSeal {
                 bytes: self.bytes(stream).len() as u64,
                 sha256: Vec::new().into(),
-                dropped_bytes: 0,
+                ..StreamSeal::default()
             })
         };
         let seal = Seal {

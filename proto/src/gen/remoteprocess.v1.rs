@@ -74,7 +74,7 @@ pub struct Spool {
     #[prost(uint64, tag = "3")]
     pub size_bytes: u64,
 }
-/// Byte count and hash of one sealed stream.
+/// Byte count, hash and checksum of one sealed stream.
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -88,6 +88,11 @@ pub struct StreamSeal {
     /// How many of `bytes` the spool dropped before they were archived: the sum of the agent's gaps.
     #[prost(uint64, tag = "3")]
     pub dropped_bytes: u64,
+    /// CRC-64/NVME of all bytes of the stream, which the relay compares with that of the archive. An older agent sends
+    /// none: then the relay reads the archive and compares `sha256`.
+    #[prost(fixed64, optional, tag = "4")]
+    #[serde(skip)]
+    pub crc64: ::core::option::Option<u64>,
 }
 /// The closed record of an attempt's output.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -835,7 +840,7 @@ pub enum SealReason {
     BytesMissing = 3,
     /// The archive has more bytes than the agent counted.
     CountMismatch = 4,
-    /// The archive's bytes have another SHA-256 than the agent computed.
+    /// The archive's bytes have another checksum, or another SHA-256, than the agent computed.
     HashMismatch = 5,
 }
 impl SealReason {

@@ -1,11 +1,9 @@
 //! What is known of everything up to the end of a segment. It is stored in the segment itself, so that the next writer
-//! continues with the same hashes and the same losses.
+//! continues with the same checksums and the same losses.
 
 use bytes::Bytes;
+use remoteprocess_proto::Checksum;
 use remoteprocess_proto::v1::{Cursor, Gap, Stream};
-use sha2::Sha256;
-use sha2::digest::common::hazmat::SerializableState;
-use sha2::digest::{Digest, FixedOutput};
 
 use crate::relay::piece::Piece;
 
@@ -22,12 +20,13 @@ pub struct Checkpoint {
     /// be a put that is still in progress.
     #[prost(message, required, tag = "2")]
     pub durable: Cursor,
-    /// State of the sha256 of stdout up to `end`; absent after a gap.
+    /// State of the checksum of stdout up to `end`, 8 bytes, little-endian; absent after a gap. Earlier versions stored that of a
+    /// SHA-256, which is longer. Each reads the archive again if it finds the other's.
     #[prost(bytes = "bytes", optional, tag = "3")]
-    stdout_hash: Option<Bytes>,
-    /// See `stdout_hash`.
+    stdout_state: Option<Bytes>,
+    /// See `stdout_state`.
     #[prost(bytes = "bytes", optional, tag = "4")]
-    stderr_hash: Option<Bytes>,
+    stderr_state: Option<Bytes>,
     /// Ranges that are permanently missing; the first hundred of them.
     #[prost(message, repeated, tag = "5")]
     gaps: Vec<Gap>,
@@ -39,9 +38,9 @@ pub struct Checkpoint {
 /// The running form.
 #[derive(Clone, Debug)]
 pub(super) struct Tally {
-    /// `None` from the first gap on: bytes that never arrived cannot be hashed.
-    stdout: Option<Sha256>,
-    stderr: Option<Sha256>,
+    /// `None` from the first gap on: bytes that never arrived have no checksum.
+    stdout: Option<Checksum>,
+    stderr: Option<Checksum>,
     /// Ranges that are permanently missing; the first hundred of them.
     pub gaps: Vec<Gap>,
     /// Number of bytes in all such ranges, as far as their ends are known.
@@ -51,8 +50,8 @@ pub(super) struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         Self {
-            stdout: Some(Sha256::default()),
-            stderr: Some(Sha256::default()),
+            stdout: Some(Checksum::default()),
+            stderr: Some(Checksum::default()),
             gaps: Vec::new(),
             lost: Cursor::default(),
         }
@@ -60,18 +59,18 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Continues where a segment ended; `None` if its hashes cannot be read.
+    /// Continues where a segment ended; `None` if its checksums cannot be read.
     pub(super) fn resume(from: &Checkpoint) -> Option<Self> {
         let load = |state: &Option<Bytes>| match state {
             None => Some(None),
             Some(state) => {
-                let state = state.as_ref().try_into().ok()?;
-                Some(Some(Sha256::deserialize(state).ok()?))
+                let state = u64::from_le_bytes(state.as_ref().try_into().ok()?);
+                Some(Some(Checksum::resume(state)))
             }
         };
         Some(Self {
-            stdout: load(&from.stdout_hash)?,
-            stderr: load(&from.stderr_hash)?,
+            stdout: load(&from.stdout_state)?,
+            stderr: load(&from.stderr_state)?,
             gaps: from.gaps.clone(),
             lost: from.lost,
         })
@@ -79,15 +78,15 @@ impl Tally {
 
     /// Adds the next piece.
     pub(super) fn take(&mut self, piece: &Piece) {
-        let hash = match piece.stream() {
+        let checksum = match piece.stream() {
             Stream::Stderr => &mut self.stderr,
             Stream::Stdout | Stream::Unspecified => &mut self.stdout,
         };
-        match (piece, hash) {
-            (Piece::Data(data), Some(hash)) => hash.update(&data.bytes),
+        match (piece, checksum) {
+            (Piece::Data(data), Some(checksum)) => checksum.update(&data.bytes),
             (Piece::Data(_), None) => {}
-            (Piece::Gap(gap), hash) => {
-                *hash = None;
+            (Piece::Gap(gap), checksum) => {
+                *checksum = None;
                 self.note(gap);
             }
         }
@@ -108,23 +107,23 @@ impl Tally {
         }
     }
 
-    /// The sha256 of all bytes of a stream so far; `None` if some never arrived.
-    pub(super) fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
-        let hash = match stream {
+    /// The checksum of all bytes of a stream so far; `None` if some never arrived.
+    pub(super) fn crc64(&self, stream: Stream) -> Option<u64> {
+        let checksum = match stream {
             Stream::Stderr => &self.stderr,
             Stream::Stdout | Stream::Unspecified => &self.stdout,
         };
-        hash.clone().map(|hash| hash.finalize_fixed().into())
+        checksum.map(|checksum| checksum.value())
     }
 
     /// The stored form.
     pub(super) fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
-        let store = |hash: &Option<Sha256>| hash.as_ref().map(|hash| Bytes::copy_from_slice(&hash.serialize()));
+        let store = |checksum: &Checksum| Bytes::copy_from_slice(&checksum.state().to_le_bytes());
         Checkpoint {
             end,
             durable,
-            stdout_hash: store(&self.stdout),
-            stderr_hash: store(&self.stderr),
+            stdout_state: self.stdout.as_ref().map(store),
+            stderr_state: self.stderr.as_ref().map(store),
             gaps: self.gaps.clone(),
             lost: self.lost,
         }
@@ -147,9 +146,18 @@ mod tests {
         let read = Checkpoint::decode(&stored.encode_to_vec()[..]).unwrap();
         let mut resumed = Tally::resume(&read).unwrap();
         resumed.take(&data(Stream::Stderr, 10, 0, second));
-        let expected: [u8; 32] = Sha256::digest(b"hello, world").into();
-        assert_eq!(resumed.sha256(Stream::Stderr), Some(expected));
-        assert_eq!(resumed.sha256(Stream::Stdout), Some(Sha256::digest(b"").into()));
+        let mut expected = Checksum::default();
+        assert_eq!(resumed.crc64(Stream::Stdout), Some(expected.value()));
+        expected.update(b"hello, world");
+        assert_eq!(resumed.crc64(Stream::Stderr), Some(expected.value()));
+    }
+
+    #[test]
+    fn the_state_of_a_sha256_is_not_taken_for_that_of_a_checksum() {
+        let mut read = Tally::default().checkpoint(Cursor::default(), Cursor::default());
+        assert!(Tally::resume(&read).is_some());
+        read.stderr_state = Some(Bytes::from_static(&[0; 104]));
+        assert!(Tally::resume(&read).is_none());
     }
 
     #[test]
@@ -166,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_gap_there_is_no_hash_and_every_lost_byte_is_counted() {
+    fn after_a_gap_there_is_no_checksum_and_every_lost_byte_is_counted() {
         let mut tally = Tally::default();
         for from in (0..4000).step_by(20) {
             tally.take(&gap(Stream::Stdout, from, Some(from + 10), GapReason::SpoolFull));
@@ -174,7 +182,7 @@ mod tests {
         }
         tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
         tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
-        assert_eq!(tally.sha256(Stream::Stdout), None);
+        assert_eq!(tally.crc64(Stream::Stdout), None);
         assert_eq!((tally.lost.stdout, tally.lost.stderr), (2000, 0));
         assert_eq!(tally.gaps.len(), GAPS);
     }

@@ -173,11 +173,13 @@ mod tests {
                     bytes: 3,
                     sha256: vec![1; 32].into(),
                     dropped_bytes: 2,
+                    crc64: None,
                 }),
                 stderr: Some(StreamSeal {
                     bytes: 10,
                     sha256: vec![2; 32].into(),
                     dropped_bytes: 11,
+                    crc64: None,
                 }),
                 reason: SealReason::PipeHeld.into(),
             }),

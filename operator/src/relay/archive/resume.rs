@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
-use remoteprocess_proto::v1::Cursor;
+use remoteprocess_proto::v1::{Cursor, Stream};
+use sha2::{Digest as _, Sha256};
 
 use super::checkpoint::{Checkpoint, Tally};
 use super::{Archive, Error, Segment, SegmentName};
 use crate::relay::attempt::AttemptKey;
-use crate::relay::piece::distance;
+use crate::relay::piece::{Piece, distance};
 
 /// The end of the part without a hole, and what is known of everything up to it.
 pub(super) async fn resume(archive: &Archive, key: &AttemptKey) -> Result<(Cursor, Tally), Error> {
@@ -71,9 +72,27 @@ async fn chain_end(
     Ok(end)
 }
 
-/// Segments of version 1 have no checkpoint: everything is read and hashed again.
+/// The tally of segments whose checkpoint cannot be continued from: version 1 wrote none, and later versions stored a SHA-256.
 async fn reread(archive: &Archive, key: &AttemptKey, end: Cursor) -> Result<Tally, Error> {
     let mut tally = Tally::default();
+    read(archive, key, end, |piece| tally.take(piece)).await?;
+    Ok(tally)
+}
+
+/// The SHA-256 of what the archive has of stdout and stderr up to `end`.
+pub(super) async fn sha256(archive: &Archive, key: &AttemptKey, end: Cursor) -> Result<[[u8; 32]; 2], Error> {
+    let mut hashes = [Sha256::new(), Sha256::new()];
+    let take = |piece: &Piece| {
+        if let Piece::Data(data) = piece {
+            hashes[usize::from(data.stream() == Stream::Stderr)].update(&data.bytes);
+        }
+    };
+    read(archive, key, end, take).await?;
+    Ok(hashes.map(|hash| hash.finalize().into()))
+}
+
+/// Reads the archive from its beginning to `end`.
+async fn read(archive: &Archive, key: &AttemptKey, end: Cursor, mut take: impl FnMut(&Piece)) -> Result<(), Error> {
     let mut reader = archive.reader(key);
     let mut at = Cursor::default();
     while distance(&at) < distance(&end) {
@@ -82,9 +101,9 @@ async fn reread(archive: &Archive, key: &AttemptKey, end: Cursor) -> Result<Tall
         at = last.end();
         for placed in &pieces {
             if distance(&placed.start) < distance(&end) {
-                tally.take(&placed.piece);
+                take(&placed.piece);
             }
         }
     }
-    Ok(tally)
+    Ok(())
 }

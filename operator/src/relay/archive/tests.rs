@@ -8,6 +8,7 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStoreExt, PutPayload};
 use proptest::prelude::*;
 use prost::Message;
+use remoteprocess_proto::Checksum;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Seal, SealReason, Stream, StreamSeal};
 use sha2::Digest;
@@ -201,10 +202,13 @@ fn whole_exit(history: &[Placed]) -> Exit {
             .filter(|placed| placed.piece.stream() == stream)
             .flat_map(|placed| placed.piece.bytes().to_vec())
             .collect();
+        let mut checksum = Checksum::default();
+        checksum.update(&bytes);
         Some(StreamSeal {
             bytes: bytes.len() as u64,
             sha256: sha2::Sha256::digest(&bytes).to_vec().into(),
             dropped_bytes: 0,
+            crc64: Some(checksum.value()),
         })
     };
     Exit {
@@ -242,9 +246,9 @@ proptest! {
                     writer.flush().await.unwrap();
                 }
             }
-            let exit = writer.confirmed_exit(&whole_exit(&history));
-            assert_eq!(exit.seal.as_ref().unwrap().reason(), SealReason::Unspecified, "the hash goes on over crashes");
-            let manifest = writer.seal(&exit).await.unwrap();
+            let manifest = writer.seal(&whole_exit(&history)).await.unwrap();
+            let reason = manifest.exit_frame().unwrap().seal.unwrap().reason();
+            assert_eq!(reason, SealReason::Unspecified, "the checksum goes on over crashes");
             assert_eq!((manifest.end(), manifest.sealed), (end, true));
             let part = |of: u64, share: f64| (of as f64 * share) as u64;
             let cursor = Cursor { stdout: part(end.stdout, cut.0), stderr: part(end.stderr, cut.1) };
@@ -506,8 +510,9 @@ async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing()
         let archive = memory();
         let mut writer = archive.writer(subject()).await.unwrap();
         pieces.iter().for_each(|placed| writer.append(placed));
-        let exit = writer.confirmed_exit(exit);
-        assert_eq!(writer.seal(&exit).await.unwrap().sealed, exit.sealed);
+        let manifest = writer.seal(exit).await.unwrap();
+        let exit = manifest.exit_frame().unwrap();
+        assert_eq!(manifest.sealed, exit.sealed);
         (exit.sealed, exit.seal.unwrap().reason())
     };
     assert_eq!(reason(&history, &whole).await, (true, SealReason::Unspecified));
@@ -518,6 +523,17 @@ async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing()
         data.bytes = bytes.into();
     }
     assert_eq!(reason(&altered, &whole).await, (false, SealReason::HashMismatch));
+    // An agent that sends no checksums.
+    let mut older = whole.clone();
+    let seal = older.seal.as_mut().unwrap();
+    for stream in [&mut seal.stdout, &mut seal.stderr] {
+        stream.as_mut().unwrap().crc64 = None;
+    }
+    assert_eq!(reason(&history, &older).await, (true, SealReason::Unspecified));
+    assert_eq!(reason(&altered, &older).await, (false, SealReason::HashMismatch));
+    let mut unhashed = whole.clone();
+    unhashed.seal.as_mut().unwrap().stdout.as_mut().unwrap().sha256.clear();
+    assert_eq!(reason(&history, &unhashed).await, (false, SealReason::HashMismatch));
     let mut holed = history.clone();
     holed[0].piece = gap(Stream::Stdout, 0, Some(1000), GapReason::SpoolFull);
     assert_eq!(reason(&holed, &whole).await, (false, SealReason::BytesMissing));
@@ -549,7 +565,7 @@ async fn segments_of_version_1_are_read_and_gone_on_from() {
     let mut writer = archive.writer(subject()).await.unwrap();
     assert_eq!(writer.saved(), end);
     writer.append(&history[2]);
-    assert!(writer.confirmed_exit(&whole_exit(&history)).sealed);
+    assert!(writer.seal(&whole_exit(&history)).await.unwrap().sealed);
 }
 
 #[tokio::test]

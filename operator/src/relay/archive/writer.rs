@@ -177,15 +177,14 @@ impl Writer {
     }
 
     /// The exit as the archive can confirm it: sealed if the agent's seal is whole, every byte that it counts is here,
-    /// and the sha256 of what is here is the agent's. Otherwise the reason of the seal says why not.
-    pub fn confirmed_exit(&self, exit: &Exit) -> Exit {
+    /// and what is here has the agent's checksum. Otherwise the reason of the seal says why not.
+    async fn confirmed(&self, exit: &Exit) -> Result<Exit, Error> {
         let mut exit = exit.clone();
-        let end = self.end();
         exit.sealed = match &mut exit.seal {
             None => false,
             Some(seal) => {
                 if seal.reason() == SealReason::Unspecified
-                    && let Some(objection) = self.objection(seal, end)
+                    && let Some(objection) = self.objection(seal).await?
                 {
                     seal.set_reason(objection);
                 }
@@ -193,37 +192,46 @@ impl Writer {
                 seal.reason == i32::from(SealReason::Unspecified)
             }
         };
-        exit
+        Ok(exit)
     }
 
-    fn objection(&self, seal: &Seal, end: Cursor) -> Option<SealReason> {
+    async fn objection(&self, seal: &Seal) -> Result<Option<SealReason>, Error> {
+        let end = self.end();
         let nothing = StreamSeal::default();
         let streams = [(Stream::Stdout, &seal.stdout), (Stream::Stderr, &seal.stderr)];
         let streams = streams.map(|(stream, seal)| (stream, seal.as_ref().unwrap_or(&nothing)));
         if !self.tally.gaps.is_empty() || streams.iter().any(|(stream, seal)| seal.bytes > end.of(*stream)) {
-            return Some(SealReason::BytesMissing);
+            return Ok(Some(SealReason::BytesMissing));
         }
         if streams.iter().any(|(stream, seal)| seal.bytes < end.of(*stream)) {
-            return Some(SealReason::CountMismatch);
+            return Ok(Some(SealReason::CountMismatch));
         }
-        let is_same = |(stream, seal): &(Stream, &StreamSeal)| {
-            self.tally
-                .sha256(*stream)
-                .is_some_and(|sha256| sha256[..] == seal.sha256[..])
+        let is_same = if streams.iter().all(|(_, seal)| seal.crc64.is_some()) {
+            // Whoever reads the output compares it with the hash.
+            streams
+                .iter()
+                .all(|(stream, seal)| self.tally.crc64(*stream) == seal.crc64 && seal.sha256.len() == 32)
+        } else {
+            let here = resume::sha256(&self.archive, &self.subject.key, end).await?;
+            streams
+                .iter()
+                .zip(here)
+                .all(|((_, seal), sha256)| seal.sha256[..] == sha256[..])
         };
-        (!streams.iter().all(is_same)).then_some(SealReason::HashMismatch)
+        Ok((!is_same).then_some(SealReason::HashMismatch))
     }
 
-    /// Flushes, then writes the closing manifest. An existing exit stays.
+    /// Flushes, then writes the closing manifest, with the exit as the archive can confirm it. An existing exit stays.
     ///
     /// # Errors
     /// When the store refuses; may be repeated.
     pub async fn seal(&mut self, exit: &Exit) -> Result<Manifest, Error> {
         let end = self.flush().await?;
+        let exit = self.confirmed(exit).await?;
         let names = self.archive.segments(&self.subject.key).await?;
         let manifest = Manifest {
-            exit: Some(exit.clone()),
             sealed: exit.sealed,
+            exit: Some(exit),
             stdout_bytes: end.stdout,
             stderr_bytes: end.stderr,
             stdout_lost_bytes: self.tally.lost.stdout,

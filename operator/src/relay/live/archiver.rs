@@ -170,16 +170,15 @@ impl Archiver<'_> {
 
 /// Everything is archived: updates manifest, followers, status and agent, in this order.
 async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
-    let confirmed = writer.confirmed_exit(exit);
     let mut backoff = BACKOFF;
     let manifest = loop {
-        match writer.seal(&confirmed).await {
+        match writer.seal(exit).await {
             Ok(manifest) => break manifest,
             Err(error) => pause(live, "store the manifest", &error, &mut backoff).await,
         }
     };
     note(live, None);
-    let exit = manifest.exit_frame().unwrap_or(confirmed);
+    let exit = manifest.exit_frame().unwrap_or_else(|| exit.clone());
     info!(
         uid = live.subject.key.uid,
         attempt = live.subject.key.attempt,

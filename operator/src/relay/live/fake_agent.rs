@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, stream};
+use remoteprocess_proto::Checksum;
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
@@ -101,10 +102,13 @@ impl Program {
             .collect();
         let seal = |stream| {
             let bytes: Vec<u8> = (0..at.of(stream)).map(|at| byte(stream, at)).collect();
+            let mut checksum = Checksum::default();
+            checksum.update(&bytes);
             Some(StreamSeal {
                 bytes: at.of(stream),
                 sha256: Sha256::digest(&bytes).to_vec().into(),
                 dropped_bytes: 0,
+                crc64: Some(checksum.value()),
             })
         };
         let exit = Exit {

@@ -193,7 +193,7 @@ fn exit(size: u64) -> Exit {
     let seal = |bytes: u64, sha256: Vec<u8>| StreamSeal {
         bytes,
         sha256: sha256.into(),
-        dropped_bytes: 0,
+        ..StreamSeal::default()
     };
     Exit {
         outcome: Outcome::Code.into(),

@@ -165,7 +165,7 @@ mod tests {
         let stdout = Some(StreamSeal {
             bytes,
             sha256: vec![7; 32].into(),
-            dropped_bytes: 0,
+            ..StreamSeal::default()
         });
         let seal = Some(Seal {
             stdout,

@@ -67,12 +67,12 @@ fn manifest() -> Manifest {
                 stdout: Some(StreamSeal {
                     bytes: 5,
                     sha256: vec![0xab; 32].into(),
-                    dropped_bytes: 0,
+                    ..StreamSeal::default()
                 }),
                 stderr: Some(StreamSeal {
                     bytes: 0,
                     sha256: vec![0xcd; 32].into(),
-                    dropped_bytes: 0,
+                    ..StreamSeal::default()
                 }),
                 reason: SealReason::Unspecified.into(),
             }),
