@@ -101,7 +101,7 @@ impl Default for Limits {
             // Port-forwards and proxies connect many users from one address.
             unproven_per_source: 512,
             // Usual ones have less than 4 KiB.
-            unproven_bytes: 8 << 20,
+            unproven_bytes: 4 << 20,
             connections: 8192,
             connections_per_identity: 512,
             drain: Duration::from_secs(10),

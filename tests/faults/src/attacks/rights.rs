@@ -1,6 +1,8 @@
 //! The relay allows each user exactly what the API server says, for each method and kind of binding.
 
-use anyhow::{Result, bail, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::join_all;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use kube::Api;
@@ -17,11 +19,15 @@ use remoteprocess_proto::v1::{
 };
 use remoteprocess_tls::Role;
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::canaries::CANARY;
 use super::target::Target;
+
+/// How long the API server may take to know a binding that it has stored.
+const KNOWN: Duration = Duration::from_secs(30);
 
 const PROTO: &str = include_str!("../../../../proto/remoteprocess/v1/relay.proto");
 
@@ -142,6 +148,8 @@ async fn check_kind(target: &Target, kind: &Kind) -> Result<usize> {
     bind(target, kind).await?;
     let groups = [format!("group-of-{name}")];
     let groups: Vec<_> = groups.iter().map(String::as_str).collect();
+    let known = timeout(KNOWN, until_known(target, kind, &groups)).await;
+    known.with_context(|| format!("the API server does not know the binding of {name}"))??;
     let channel = target
         .user(name, &groups)
         .connect(&target.main.to_string(), &Role::Operator)
@@ -150,7 +158,7 @@ async fn check_kind(target: &Target, kind: &Kind) -> Result<usize> {
     let mut allowed = 0;
     for (method, verb, subresource) in METHODS {
         let process = if method == "List" { "" } else { "target" };
-        let expected = may(target, name, &groups, (verb, subresource), process).await?;
+        let expected = may(target, name, &groups, (verb, subresource), ("good", process)).await?;
         let answered = call(client.clone(), method).await;
         let got = match &answered {
             Err(status) if status.code() == Code::PermissionDenied => false,
@@ -170,19 +178,36 @@ async fn check_kind(target: &Target, kind: &Kind) -> Result<usize> {
     Ok(allowed)
 }
 
+/// Waits until the API server, which authorizes from a cache, knows what was bound.
+async fn until_known(target: &Target, (name, verbs, resources, process, bound): &Kind, groups: &[&str]) -> Result<()> {
+    let (Some(verb), Some(resource)) = (verbs.first(), resources.first()) else {
+        return Ok(());
+    };
+    let verb = if *verb == "*" { "get" } else { verb };
+    let asked = (verb, resource.trim_start_matches(['/', '*']));
+    let namespace = match bound {
+        Bound::Elsewhere => "bad",
+        _ => "good",
+    };
+    while !may(target, name, groups, asked, (namespace, process)).await? {
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
 /// What the API server says.
 async fn may(
     target: &Target,
     user: &str,
     groups: &[&str],
     (verb, subresource): (&str, &str),
-    name: &str,
+    (namespace, name): (&str, &str),
 ) -> Result<bool> {
     let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
         "user": user, "groups": groups,
         "resourceAttributes": {
             "group": names::GROUP, "resource": "remoteprocesses", "subresource": subresource, "verb": verb,
-            "namespace": "good", "name": name,
+            "namespace": namespace, "name": name,
         },
     }}))?;
     let answer = Api::all(target.client.clone())
