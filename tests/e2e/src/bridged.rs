@@ -4,9 +4,11 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::namespace::{Namespace, condition};
+use crate::node::{bridges_of, signal};
 use crate::program::Program;
 use crate::wait::{until, until_some};
 
@@ -68,23 +70,63 @@ impl<'a> Bridged<'a> {
         answer.with_context(|| format!("status of {}: {last:#}", self.name))
     }
 
-    /// Kills the pod of the bridge, and waits until it is another one.
-    pub fn kill_bridge(&self) -> Result<()> {
-        let pods = || {
-            let selector = format!("--selector=remoteprocess.dev/{}={}", self.word, self.name);
-            let get = ["get", "pods", &selector, "--output=jsonpath={.items[*].metadata.name}"];
-            self.namespace.kubectl(&get).succeed()
-        };
-        let before = pods()?;
-        for pod in before.split_whitespace() {
-            let delete = ["delete", "pod", pod, "--grace-period=0", "--force"];
-            self.namespace.kubectl(&delete).succeed()?;
+    /// The pods of the bridge.
+    fn pods(&self) -> Result<Vec<Value>> {
+        let selector = format!("--selector=remoteprocess.dev/{}={}", self.word, self.name);
+        let get = ["get", "pods", &selector, "--output=json"];
+        let mut list = self.namespace.kubectl(&get).json()?;
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => Ok(Vec::new()),
         }
+    }
+
+    /// Kills the program of the bridge without a word, as soon as there is one. If its container was killed before, its pod
+    /// is deleted, too, because the kubelet lets such a container wait before it restarts; this returns when the pod is
+    /// another one.
+    pub fn kill_bridge(&self) -> Result<()> {
+        let before = until_some("a bridge to kill", Duration::from_secs(90), || {
+            let pods = self.pods()?;
+            let mut killed = false;
+            for pod in &pods {
+                for pid in bridges_of(text(&pod["metadata"]["uid"]))? {
+                    killed |= signal(pid, Signal::KILL).is_ok();
+                }
+            }
+            Ok(killed.then_some(pods))
+        })?;
+        let restarts = |pod: &&Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64() > Some(0);
+        for pod in before.iter().filter(restarts) {
+            let delete = ["delete", "pod", text(&pod["metadata"]["name"])];
+            let at_once = ["--grace-period=0", "--force", "--ignore-not-found"];
+            self.namespace.kubectl(&[&delete[..], &at_once].concat()).succeed()?;
+        }
+        let gone: Vec<_> = before
+            .iter()
+            .filter(restarts)
+            .map(|pod| &pod["metadata"]["uid"])
+            .collect();
         until("another bridge", Duration::from_secs(60), || {
-            let now = pods()?;
-            Ok(!now.is_empty() && now.split_whitespace().all(|pod| !before.contains(pod)))
+            let now = self.pods()?;
+            Ok(!now.is_empty() && now.iter().all(|pod| !gone.contains(&&pod["metadata"]["uid"])))
         })
     }
+
+    /// Deletes the object, and waits until its bridge is gone.
+    pub fn delete(&self) -> Result<()> {
+        let resource = format!("process{}", self.word);
+        self.namespace
+            .editor
+            .kubectl(&["delete", &resource, self.name])
+            .succeed()?;
+        until("the end of the bridge", Duration::from_secs(60), || {
+            Ok(self.pods()?.is_empty())
+        })
+    }
+}
+
+fn text(field: &Value) -> &str {
+    field.as_str().unwrap_or_default()
 }
 
 /// A ProcessTrigger.
@@ -105,8 +147,26 @@ impl<'a> Trigger<'a> {
 
     /// The processes of the trigger.
     pub fn processes(&self) -> Result<Vec<Value>> {
+        self.some_processes(&[])
+    }
+
+    /// How many of them have not ended.
+    pub fn running(&self) -> Result<usize> {
+        let not_ended = "--field-selector=status.phase!=Succeeded,status.phase!=Failed";
+        Ok(self.some_processes(&[not_ended])?.len())
+    }
+
+    /// Deletes the pods of these processes, which must have ended, without waiting for that.
+    pub fn delete_pods(&self, processes: &[String]) -> Result<()> {
+        let selector = format!("--selector=remoteprocess.dev/name in ({})", processes.join(","));
+        let delete = ["delete", "pods", &selector, "--wait=false"];
+        self.namespace.kubectl(&delete).succeed()?;
+        Ok(())
+    }
+
+    fn some_processes(&self, selectors: &[&str]) -> Result<Vec<Value>> {
         let selector = format!("--selector=remoteprocess.dev/trigger={}", self.name);
-        let get = ["get", "remoteprocesses", &selector, "--output=json"];
+        let get = [&["get", "remoteprocesses", &selector, "--output=json"], selectors].concat();
         let mut list = self.namespace.kubectl(&get).json()?;
         match list["items"].take() {
             Value::Array(items) => Ok(items),

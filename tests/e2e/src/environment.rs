@@ -2,6 +2,8 @@
 
 use std::env;
 
+use anyhow::{Context, Result};
+
 /// An image with a shell and the usual tools.
 pub const BUSYBOX: &str = "busybox:1.36";
 /// An image with only one static program, `/busybox`.
@@ -33,6 +35,14 @@ pub(crate) fn image_tag() -> Option<String> {
 #[must_use]
 pub fn is_long() -> bool {
     env::var("RPROC_LONG").is_ok_and(|value| value == "1")
+}
+
+/// The number in an environment variable, if it is set.
+pub fn number(variable: &str) -> Result<Option<u64>> {
+    match env::var(variable) {
+        Ok(text) => Ok(Some(text.parse().with_context(|| format!("{variable}={text}"))?)),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether to keep the namespaces of failed tests.

@@ -9,7 +9,7 @@
 //!
 //! Environment, as `cargo xtask test` sets it: `KUBECONFIG` and `RPROC_CONTEXT` (the cluster); `RPROC_BIN`, `KUBECTL`,
 //! `HELM` (programs, looked up in `PATH` otherwise); `RPROC_IMAGE_TAG` (the operator is installed with these images);
-//! `RPROC_NATS_SERVER` (the program of a broker);
+//! `RPROC_NATS_SERVER`, `RPROC_RABBITMQ_SERVER`, `RPROC_PUBSUB_EMULATOR` (the programs of brokers);
 //! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).
 //! `RPROC_KEEP=1` keeps the namespaces of failed tests.
 
@@ -35,16 +35,18 @@ pub use counting::{counting, seq};
 pub use daemon::{EndedDaemon, daemon_flag, mounted_tokens};
 pub use ending::{POLITE, Told, check_ending, last_attempt};
 pub use environment::{
-    BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
+    BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster,
+    is_long, number,
 };
 pub use namespace::{Namespace, condition, remove_namespace, spec, with_temp_ns};
 pub use node::{
-    Pid, agent_container_of, agent_of, agents_of, anonymous_memory, node_address, operators, processes_of_pod, signal,
+    Pid, agent_container_of, agent_of, agents_of, anonymous_memory, bridges_of, node_address, operators,
+    processes_of_pod, signal,
 };
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{
-    Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
-    wait_for_operator,
+    Installation, OPERATORS, delete_operator_pods, helm, kill_operators, operator_is_ready, operator_pods,
+    scale_operator, wait_for_operator,
 };
 pub use running::{Finished, Running};
 pub use screen::Screen;

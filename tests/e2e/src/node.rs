@@ -40,6 +40,11 @@ pub fn processes_of_pod(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"", pod_uid)
 }
 
+/// The bridge's process of a pod.
+pub fn bridges_of(pod_uid: &str) -> Result<Vec<Pid>> {
+    processes_of(b"/bridge\0", pod_uid)
+}
+
 /// The operator's processes, of all replicas.
 pub fn operators() -> Result<Vec<Pid>> {
     let uids = kubectl([

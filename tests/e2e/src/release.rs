@@ -5,10 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::environment::{RELEASE, RELEASE_NAMESPACE, context, image_tag, program};
+use crate::node::{operators, signal};
 use crate::program::{Program, kubectl};
 use crate::wait::until;
 
@@ -72,6 +74,15 @@ pub fn delete_operator_pods() -> Result<()> {
         .succeed()?;
     }
     Ok(())
+}
+
+/// Kills the operator's programs, and deletes their pods: a container that is killed again waits before it restarts.
+pub fn kill_operators() -> Result<()> {
+    for pid in operators()? {
+        // It may have ended by itself.
+        let _ = signal(pid, Signal::KILL);
+    }
+    delete_operator_pods()
 }
 
 /// Scales the operator to this many replicas; returns when no other is left, and one is ready unless there is none.

@@ -2,9 +2,13 @@
 
 mod attach;
 mod attempts;
+mod broker;
 mod exec;
 mod journal;
+mod kills;
 mod nats;
+mod pubsub;
+mod rabbitmq;
 mod sinks;
 mod streams;
 mod triggers;

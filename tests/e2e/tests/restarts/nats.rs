@@ -1,26 +1,31 @@
 //! A real NATS server with JetStream, where pods reach it: at the address of the node, which is this machine.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::{self, stream};
+use futures::TryStreamExt as _;
 use remoteprocess_e2e::{Program, Running, node_address};
-use serde_json::Value;
+use remoteprocess_ports::free_port;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use super::broker::Broker;
 
 /// The server, and a connection to it.
 pub(crate) struct Nats {
     /// Where bridges reach it.
     pub(crate) url: String,
-    /// Runs what talks to it.
-    pub(crate) runtime: Runtime,
-    /// The connection.
-    pub(crate) context: jetstream::Context,
+    runtime: Runtime,
+    context: jetstream::Context,
     arguments: Vec<String>,
     program: String,
     server: Option<Running>,
+    /// Results that were read.
+    read: usize,
     _data: TempDir,
 }
 
@@ -28,7 +33,7 @@ impl Nats {
     /// Starts `program`.
     pub(crate) fn start(program: &str) -> Result<Self> {
         let address = node_address()?;
-        let port = TcpListener::bind((address.as_str(), 0))?.local_addr()?.port();
+        let port = free_port();
         let data = TempDir::new()?;
         let arguments = vec![
             "--jetstream".to_owned(),
@@ -47,6 +52,7 @@ impl Nats {
             arguments,
             program: program.to_owned(),
             server: Some(server),
+            read: 0,
             _data: data,
         })
     }
@@ -61,13 +67,6 @@ impl Nats {
             ..stream::Config::default()
         };
         self.runtime.block_on(self.context.create_stream(config))?;
-        Ok(())
-    }
-
-    /// Kills the server, and starts it again with what it has stored.
-    pub(crate) fn restart(&mut self) -> Result<()> {
-        drop(self.server.take());
-        self.server = Some(serve(&self.program, &self.arguments)?);
         Ok(())
     }
 
@@ -91,6 +90,63 @@ impl Nats {
             }
             Ok(messages)
         })
+    }
+}
+
+impl Nats {
+    /// The bridge's consumer.
+    fn consumer(&self) -> Result<Info> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream("ORDERS").await?;
+            let mut consumers: Vec<_> = stream.consumers().try_collect().await?;
+            ensure!(consumers.len() == 1, "{consumers:?}");
+            Ok(consumers.remove(0))
+        })
+    }
+}
+
+/// The streams `ORDERS`, `RESULTS` and `LETTERS` must have been added.
+impl Broker for Nats {
+    const NAME: &'static str = "NATS";
+    const KEEPS_ORDER: bool = true;
+    const DROPS_REPETITIONS: bool = true;
+
+    fn source(&self) -> Value {
+        json!({"nats": {
+            "servers": [self.url], "stream": "ORDERS", "resultSubject": "results", "deadLetterSubject": "letters",
+        }})
+    }
+
+    fn order(&mut self, name: &str) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert("order-id", format!("order-{name}").as_str());
+        let payload = format!("order {name}");
+        self.runtime.block_on(async {
+            let published = self.context.publish_with_headers("orders", headers, payload.into());
+            published.await?.await?;
+            Ok(())
+        })
+    }
+
+    fn new_results(&mut self) -> Result<Vec<Value>> {
+        let results = self.messages("RESULTS", self.read)?;
+        self.read += results.len();
+        Ok(results)
+    }
+
+    fn waiting(&mut self) -> Result<Option<u64>> {
+        Ok(Some(self.consumer()?.num_pending))
+    }
+
+    fn unsettled(&mut self) -> Result<u64> {
+        let consumer = self.consumer()?;
+        Ok(consumer.num_pending + consumer.num_ack_pending as u64)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        drop(self.server.take());
+        self.server = Some(serve(&self.program, &self.arguments)?);
+        Ok(())
     }
 }
 

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use remoteprocess_e2e::{
-    Namespace, Sink, condition, delete_operator_pods, is_development_cluster, is_long, processes_of_pod, sha256,
-    signal, spec, until, wait_for_operator, with_temp_ns,
+    Namespace, Sink, condition, is_development_cluster, is_long, kill_operators, sha256, spec, until,
+    wait_for_operator, with_temp_ns,
 };
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use super::broker::Broker as _;
 use super::nats::Nats;
 
 /// Least time in which the stream drops a message with the same id: the test wants to see repetitions.
@@ -184,19 +184,6 @@ impl Inbox {
     }
 }
 
-/// Kills the program without a word, and then its pod: a container that is killed again waits before it restarts.
-fn kill_bridge(namespace: &Namespace, sink: &Sink<'_>) -> Result<()> {
-    let uids = "--output=jsonpath={.items[*].metadata.uid}";
-    let get = ["get", "pods", "--selector=remoteprocess.dev/sink=events", uids];
-    for uid in namespace.kubectl(&get).succeed()?.split_whitespace() {
-        for pid in processes_of_pod(uid)? {
-            // It may have ended by itself.
-            let _ = signal(pid, Signal::KILL);
-        }
-    }
-    sink.kill_bridge()
-}
-
 /// Runs all processes, and lets parts die as events arrive. Many events can come at once after a part was away, so more
 /// processes follow until each part has died.
 fn run(namespace: &Namespace, sink: &Sink<'_>, nats: &mut Nats, size: &Size) -> Result<Inbox> {
@@ -215,9 +202,9 @@ fn run(namespace: &Namespace, sink: &Sink<'_>, nats: &mut Nats, size: &Size) -> 
         {
             next = inbox.read + step;
             match fault {
-                Fault::Bridge => kill_bridge(namespace, sink)?,
+                Fault::Bridge => sink.kill_bridge()?,
                 Fault::Broker => nats.restart()?,
-                Fault::Operator => delete_operator_pods().and_then(|()| wait_for_operator())?,
+                Fault::Operator => kill_operators().and_then(|()| wait_for_operator())?,
             }
         }
         Ok(created >= size.processes && inbox.finished() == created)
