@@ -38,7 +38,7 @@ fn stream_seal(seal: &StreamSeal, dropped_bytes: u64) -> v1::StreamSeal {
         bytes: seal.bytes,
         sha256: seal.sha256.to_vec().into(),
         dropped_bytes,
-        crc64: Some(seal.crc64),
+        checksum: Some(seal.checksum),
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
         let seal = StreamSeal {
             bytes: 0,
             sha256: [0; 32],
-            crc64: 0,
+            checksum: 0,
         };
         let seals = Seals {
             stdout: seal.clone(),

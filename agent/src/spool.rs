@@ -110,7 +110,7 @@ pub struct StreamSeal {
     /// SHA-256 of all of them.
     pub sha256: [u8; 32],
     /// [`Checksum`](remoteprocess_proto::Checksum) of all of them.
-    pub crc64: u64,
+    pub checksum: u64,
 }
 
 /// The seals of both streams.

@@ -247,7 +247,7 @@ fn ended() -> Manifest {
         bytes,
         sha256: vec![1; 32].into(),
         dropped_bytes: 2,
-        crc64: Some(bytes),
+        checksum: Some(bytes),
     };
     let exit = Exit {
         outcome: Outcome::Signal.into(),

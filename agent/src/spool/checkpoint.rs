@@ -76,7 +76,7 @@ impl Checkpoint {
         let noted = Hashed {
             bytes: hash.hashed,
             sha256: hash.sha256.serialize().to_vec(),
-            checksum: hash.checksum.state(),
+            checksum: hash.checksum.value(),
         };
         match stream {
             Stream::Stdout => self.stdout = noted,
@@ -107,7 +107,7 @@ impl RunningHash {
         StreamSeal {
             bytes: self.hashed,
             sha256: self.sha256.clone().finalize_fixed().into(),
-            crc64: self.checksum.value(),
+            checksum: self.checksum.value(),
         }
     }
 }

@@ -88,11 +88,11 @@ pub struct StreamSeal {
     /// How many of `bytes` the spool dropped before they were archived: the sum of the agent's gaps.
     #[prost(uint64, tag = "3")]
     pub dropped_bytes: u64,
-    /// CRC-64/NVME of all bytes of the stream, which the relay compares with that of the archive. An older agent sends
-    /// none: then the relay reads the archive and compares `sha256`.
+    /// CRC-32C (upper half) and CRC-32 of all bytes of the stream, which the relay compares with those of the archive. An
+    /// older agent sends none: then the relay reads the archive and compares `sha256`.
     #[prost(fixed64, optional, tag = "4")]
     #[serde(skip)]
-    pub crc64: ::core::option::Option<u64>,
+    pub checksum: ::core::option::Option<u64>,
 }
 /// The closed record of an attempt's output.
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -41,7 +41,7 @@ const STORED_FIELDS: [(&str, &str); 9] = [
     ("Seal.reason", "with = \"crate::stored::Name::<SealReason>\""),
     ("StreamSeal.sha256", "with = \"crate::stored::hexadecimal\""),
     // It is compared before the manifest is written.
-    ("StreamSeal.crc64", "skip"),
+    ("StreamSeal.checksum", "skip"),
     ("Gap.stream", "with = \"crate::stored::Name::<Stream>\""),
     ("Gap.reason", "with = \"crate::stored::Name::<GapReason>\""),
 ];

@@ -108,7 +108,7 @@ impl Tally {
     }
 
     /// The checksum of all bytes of a stream so far; `None` if some never arrived.
-    pub(super) fn crc64(&self, stream: Stream) -> Option<u64> {
+    pub(super) fn checksum(&self, stream: Stream) -> Option<u64> {
         let checksum = match stream {
             Stream::Stderr => &self.stderr,
             Stream::Stdout | Stream::Unspecified => &self.stdout,
@@ -118,7 +118,7 @@ impl Tally {
 
     /// The stored form.
     pub(super) fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
-        let store = |checksum: &Checksum| Bytes::copy_from_slice(&checksum.state().to_le_bytes());
+        let store = |checksum: &Checksum| Bytes::copy_from_slice(&checksum.value().to_le_bytes());
         Checkpoint {
             end,
             durable,
@@ -147,9 +147,9 @@ mod tests {
         let mut resumed = Tally::resume(&read).unwrap();
         resumed.take(&data(Stream::Stderr, 10, 0, second));
         let mut expected = Checksum::default();
-        assert_eq!(resumed.crc64(Stream::Stdout), Some(expected.value()));
+        assert_eq!(resumed.checksum(Stream::Stdout), Some(expected.value()));
         expected.update(b"hello, world");
-        assert_eq!(resumed.crc64(Stream::Stderr), Some(expected.value()));
+        assert_eq!(resumed.checksum(Stream::Stderr), Some(expected.value()));
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
         }
         tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
         tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
-        assert_eq!(tally.crc64(Stream::Stdout), None);
+        assert_eq!(tally.checksum(Stream::Stdout), None);
         assert_eq!((tally.lost.stdout, tally.lost.stderr), (2000, 0));
         assert_eq!(tally.gaps.len(), GAPS);
     }

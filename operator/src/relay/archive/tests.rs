@@ -208,7 +208,7 @@ fn whole_exit(history: &[Placed]) -> Exit {
             bytes: bytes.len() as u64,
             sha256: sha2::Sha256::digest(&bytes).to_vec().into(),
             dropped_bytes: 0,
-            crc64: Some(checksum.value()),
+            checksum: Some(checksum.value()),
         })
     };
     Exit {
@@ -527,7 +527,7 @@ async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing()
     let mut older = whole.clone();
     let seal = older.seal.as_mut().unwrap();
     for stream in [&mut seal.stdout, &mut seal.stderr] {
-        stream.as_mut().unwrap().crc64 = None;
+        stream.as_mut().unwrap().checksum = None;
     }
     assert_eq!(reason(&history, &older).await, (true, SealReason::Unspecified));
     assert_eq!(reason(&altered, &older).await, (false, SealReason::HashMismatch));

@@ -206,11 +206,11 @@ impl Writer {
         if streams.iter().any(|(stream, seal)| seal.bytes < end.of(*stream)) {
             return Ok(Some(SealReason::CountMismatch));
         }
-        let is_same = if streams.iter().all(|(_, seal)| seal.crc64.is_some()) {
+        let is_same = if streams.iter().all(|(_, seal)| seal.checksum.is_some()) {
             // Readers compare the output with the hash, so there must be one.
             streams
                 .iter()
-                .all(|(stream, seal)| self.tally.crc64(*stream) == seal.crc64 && !seal.sha256.is_empty())
+                .all(|(stream, seal)| self.tally.checksum(*stream) == seal.checksum && !seal.sha256.is_empty())
         } else {
             let here = resume::sha256(&self.archive, &self.subject.key, end).await?;
             streams

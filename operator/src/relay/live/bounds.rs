@@ -185,7 +185,7 @@ mod tests {
             bytes: 5,
             sha256: vec![7; 1 << 20].into(),
             dropped_bytes: u64::MAX,
-            crc64: None,
+            checksum: None,
         };
         let exit = Exit {
             outcome: Outcome::Code.into(),

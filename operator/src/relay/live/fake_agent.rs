@@ -108,7 +108,7 @@ impl Program {
                 bytes: at.of(stream),
                 sha256: Sha256::digest(&bytes).to_vec().into(),
                 dropped_bytes: 0,
-                crc64: Some(checksum.value()),
+                checksum: Some(checksum.value()),
             })
         };
         let exit = Exit {

@@ -146,7 +146,7 @@ fn seal(stream: &remoteprocess_api::StreamStatus) -> StreamSeal {
         bytes: stream.bytes,
         sha256: sha256.into(),
         dropped_bytes: stream.lost_bytes.unwrap_or_default(),
-        crc64: None,
+        checksum: None,
     }
 }
 
