@@ -11,7 +11,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use remoteprocess_e2e::{node_address, until_some};
+use remoteprocess_e2e::{node_address, until, until_some};
 use remoteprocess_ports::free_port;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -214,9 +214,13 @@ impl Broker for RabbitMq {
 impl Drop for RabbitMq {
     fn drop(&mut self) {
         drop(self.server.take());
-        // Erlang's port mapper has left the group; it ends when no node is registered.
+        // Erlang's port mapper has left the group. It refuses to end until it has noticed that the node is gone.
         let mut mapper = Command::new("epmd");
         mapper.arg("-kill").env("ERL_EPMD_PORT", self.mapper.to_string());
-        let _ = mapper.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        mapper.stdout(Stdio::null()).stderr(Stdio::null());
+        // If it does not, it is left behind: a test that has ended cannot say so.
+        let _ = until("the end of the port mapper", Duration::from_secs(5), || {
+            Ok(mapper.status()?.success())
+        });
     }
 }
