@@ -12,6 +12,7 @@ use bytes::Bytes;
 use remoteprocess_operator::relay::archive::{Archive, Bucket, Error, StoreConfig};
 use remoteprocess_operator::relay::attempt::{AttemptKey, Subject};
 use remoteprocess_operator::relay::piece::{Placed, data, distance};
+use remoteprocess_proto::Checksum;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
 use sha2::{Digest, Sha256};
@@ -189,9 +190,14 @@ async fn write(archive: &Archive) {
     }
     let seal = |stream| {
         let (bytes, sha256) = sha256_of(stream);
+        let mut checksum = Checksum::default();
+        for (_, part) in (0..PIECES).map(piece).filter(|(of, _)| *of == stream) {
+            checksum.update(&part);
+        }
         Some(StreamSeal {
             bytes,
             sha256: sha256.into(),
+            checksum: Some(checksum.value()),
             ..StreamSeal::default()
         })
     };
