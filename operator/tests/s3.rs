@@ -154,14 +154,20 @@ fn history() -> Vec<Placed> {
     pieces.collect()
 }
 
-fn sha256_of(stream: Stream) -> (u64, Vec<u8>) {
-    let mut hash = Sha256::new();
-    let mut bytes = 0;
+/// The seal of an agent that has seen the whole history.
+fn seal_of(stream: Stream) -> StreamSeal {
+    let (mut bytes, mut hash, mut checksum) = (0, Sha256::new(), Checksum::default());
     for (_, part) in (0..PIECES).map(piece).filter(|(of, _)| *of == stream) {
         bytes += part.len() as u64;
         hash.update(&part);
+        checksum.update(&part);
     }
-    (bytes, hash.finalize().to_vec())
+    StreamSeal {
+        bytes,
+        sha256: hash.finalize().to_vec().into(),
+        checksum: Some(checksum.value()),
+        ..StreamSeal::default()
+    }
 }
 
 /// Continues where the archive ends, with several puts in progress, and seals.
@@ -188,24 +194,11 @@ async fn write(archive: &Archive) {
             }
         }
     }
-    let seal = |stream| {
-        let (bytes, sha256) = sha256_of(stream);
-        let mut checksum = Checksum::default();
-        for (_, part) in (0..PIECES).map(piece).filter(|(of, _)| *of == stream) {
-            checksum.update(&part);
-        }
-        Some(StreamSeal {
-            bytes,
-            sha256: sha256.into(),
-            checksum: Some(checksum.value()),
-            ..StreamSeal::default()
-        })
-    };
     let exit = Exit {
         outcome: Outcome::Code.into(),
         seal: Some(Seal {
-            stdout: seal(Stream::Stdout),
-            stderr: seal(Stream::Stderr),
+            stdout: Some(seal_of(Stream::Stdout)),
+            stderr: Some(seal_of(Stream::Stderr)),
             ..Seal::default()
         }),
         ..Exit::default()
@@ -240,7 +233,7 @@ async fn read(archive: &Archive) {
         at = last.end();
     }
     let found = hashes.map(|hash| hash.finalize().to_vec());
-    let expected = [Stream::Stdout, Stream::Stderr].map(|stream| sha256_of(stream).1);
+    let expected = [Stream::Stdout, Stream::Stderr].map(|stream| seal_of(stream).sha256.to_vec());
     let sealed = archive
         .manifest(&key)
         .await

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use lapin::{Channel, Connection, ConnectionProperties};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use remoteprocess_ports::free_port;
+use remoteprocess_ports::rabbitmq::Erlang;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -26,8 +27,7 @@ pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) port: u16,
     pub(crate) tls_port: u16,
-    mapper: u16,
-    distribution: u16,
+    erlang: Erlang,
     node: Option<Child>,
 }
 
@@ -38,14 +38,13 @@ impl Server {
             eprintln!("left out: RPROC_RABBITMQ_SERVER does not name a rabbitmq-server; cargo xtask test sets it");
             return None;
         };
-        let [port, tls_port, mapper, distribution] = array::from_fn(|_| free_port());
+        let [port, tls_port] = array::from_fn(|_| free_port());
         let mut server = Self {
             program,
             folder: tempfile::tempdir().unwrap(),
             port,
             tls_port,
-            mapper,
-            distribution,
+            erlang: Erlang::reserve(),
             node: None,
         };
         server.configure();
@@ -77,33 +76,10 @@ impl Server {
     /// Starts the server again, with its data.
     pub(crate) fn begin(&mut self) {
         let folder = self.folder.path();
-        let path = |name: &str| folder.join(name).display().to_string();
         let log = fs::File::create(folder.join("log")).unwrap();
         let node = Command::new(&self.program)
             .env_clear()
-            .envs([
-                (
-                    "PATH",
-                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-                ),
-                ("HOME", path("")),
-                ("LANG", "C.UTF-8".to_owned()),
-                ("RABBITMQ_NODENAME", format!("test{}@localhost", self.port)),
-                ("RABBITMQ_MNESIA_BASE", path("data")),
-                ("RABBITMQ_LOG_BASE", path("logs")),
-                ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
-                ("RABBITMQ_CONF_ENV_FILE", path("environment")),
-                ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
-                ("RABBITMQ_PID_FILE", path("pid")),
-                ("RABBITMQ_DIST_PORT", self.distribution.to_string()),
-                ("ERL_EPMD_PORT", self.mapper.to_string()),
-                ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
-                // Two schedulers, and no thread that waits in a loop.
-                (
-                    "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                    "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}".to_owned(),
-                ),
-            ])
+            .envs(self.erlang.environment(folder))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -153,11 +129,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
-        // Erlang's port mapper has left the group; it ends when no node is registered.
-        let mut mapper = Command::new("epmd");
-        mapper.arg("-kill").env("ERL_EPMD_PORT", self.mapper.to_string());
-        mapper.stdout(Stdio::null()).stderr(Stdio::null());
-        let _ = mapper.status();
+        self.erlang.end_mapper();
     }
 }
 

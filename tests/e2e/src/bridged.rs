@@ -70,15 +70,20 @@ impl<'a> Bridged<'a> {
         answer.with_context(|| format!("status of {}: {last:#}", self.name))
     }
 
-    /// The pods of the bridge.
-    fn pods(&self) -> Result<Vec<Value>> {
-        let selector = format!("--selector=remoteprocess.dev/{}={}", self.word, self.name);
-        let get = ["get", "pods", &selector, "--output=json"];
-        let mut list = self.namespace.kubectl(&get).json()?;
+    /// What `kubectl get` lists, as JSON.
+    fn list(&self, get: &[&str]) -> Result<Vec<Value>> {
+        let mut list = self.namespace.kubectl(get).json()?;
         match list["items"].take() {
             Value::Array(items) => Ok(items),
             _ => Ok(Vec::new()),
         }
+    }
+
+    /// The pods of the bridge.
+    fn pods(&self) -> Result<Vec<Value>> {
+        let selector = format!("--selector=remoteprocess.dev/{}={}", self.word, self.name);
+        let get = ["get", "pods", &selector, "--output=json"];
+        self.list(&get)
     }
 
     /// Kills the program of the bridge without a word, as soon as there is one. If its container was killed before, its pod
@@ -167,11 +172,7 @@ impl<'a> Trigger<'a> {
     fn some_processes(&self, selectors: &[&str]) -> Result<Vec<Value>> {
         let selector = format!("--selector=remoteprocess.dev/trigger={}", self.name);
         let get = [&["get", "remoteprocesses", &selector, "--output=json"], selectors].concat();
-        let mut list = self.namespace.kubectl(&get).json()?;
-        match list["items"].take() {
-            Value::Array(items) => Ok(items),
-            _ => Ok(Vec::new()),
-        }
+        self.list(&get)
     }
 }
 

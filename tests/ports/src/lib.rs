@@ -5,6 +5,8 @@
 //! then talks to itself (TCP's simultaneous open, RFC 9293, section 3.5). The ports of this crate are below those that
 //! the kernel chooses from, and each belongs to one process until that process ends.
 
+pub mod rabbitmq;
+
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;

@@ -248,7 +248,7 @@ proptest! {
             }
             let manifest = writer.seal(&whole_exit(&history)).await.unwrap();
             let reason = manifest.exit_frame().unwrap().seal.unwrap().reason();
-            assert_eq!(reason, SealReason::Unspecified, "the checksum goes on over crashes");
+            assert_eq!(reason, SealReason::Unspecified, "a writer continues the checksum after a crash");
             assert_eq!((manifest.end(), manifest.sealed), (end, true));
             let part = |of: u64, share: f64| (of as f64 * share) as u64;
             let cursor = Cursor { stdout: part(end.stdout, cut.0), stderr: part(end.stderr, cut.1) };

@@ -178,7 +178,12 @@ async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
         }
     };
     note(live, None);
-    let exit = manifest.exit_frame().unwrap_or_else(|| exit.clone());
+    // A closed manifest has one. What the archive has not confirmed is not sealed.
+    let unconfirmed = || Exit {
+        sealed: false,
+        ..exit.clone()
+    };
+    let exit = manifest.exit_frame().unwrap_or_else(unconfirmed);
     info!(
         uid = live.subject.key.uid,
         attempt = live.subject.key.attempt,

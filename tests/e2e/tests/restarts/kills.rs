@@ -88,7 +88,7 @@ impl Part {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kill {
     pub(crate) part: Part,
-    /// It happens when results of so many messages have arrived.
+    /// How many messages have a result when it happens.
     pub(crate) after: usize,
 }
 

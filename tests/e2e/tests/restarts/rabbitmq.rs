@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,8 +11,9 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use remoteprocess_e2e::{node_address, until, until_some};
+use remoteprocess_e2e::{node_address, until_some};
 use remoteprocess_ports::free_port;
+use remoteprocess_ports::rabbitmq::Erlang;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -30,9 +31,7 @@ const PERSISTENT: u8 = 2;
 pub(crate) struct RabbitMq {
     program: String,
     address: String,
-    /// Ports of Erlang's own: its port mapper, and how nodes talk to each other.
-    mapper: u16,
-    distribution: u16,
+    erlang: Erlang,
     folder: TempDir,
     server: Option<Server>,
     runtime: Runtime,
@@ -48,8 +47,7 @@ impl RabbitMq {
         let mut rabbitmq = Self {
             program: program.to_owned(),
             address: format!("{}:{}", node_address()?, free_port()),
-            mapper: free_port(),
-            distribution: free_port(),
+            erlang: Erlang::reserve(),
             folder: TempDir::new()?,
             server: None,
             runtime: Runtime::new()?,
@@ -76,32 +74,8 @@ impl RabbitMq {
     }
 
     fn serve(&mut self) -> Result<()> {
-        let path = |name: &str| self.folder.path().join(name).display().to_string();
-        let variables = [
-            (
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-            ),
-            ("HOME", path("")),
-            ("LANG", "C.UTF-8".to_owned()),
-            ("RABBITMQ_NODENAME", format!("e2e{}@localhost", self.distribution)),
-            ("RABBITMQ_MNESIA_BASE", path("data")),
-            ("RABBITMQ_LOG_BASE", path("logs")),
-            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
-            ("RABBITMQ_CONF_ENV_FILE", path("environment")),
-            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
-            ("RABBITMQ_PID_FILE", path("pid")),
-            ("RABBITMQ_DIST_PORT", self.distribution.to_string()),
-            ("ERL_EPMD_PORT", self.mapper.to_string()),
-            ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
-            // Two schedulers, and no thread that waits in a loop.
-            (
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}".to_owned(),
-            ),
-        ];
         let mut command = Command::new(&self.program);
-        command.env_clear().envs(variables);
+        command.env_clear().envs(self.erlang.environment(self.folder.path()));
         let log = self.folder.path().join("log");
         self.server = Some(Server::start(&mut command, &log, std::slice::from_ref(&self.address))?);
         // The queues may not be there yet.
@@ -214,13 +188,6 @@ impl Broker for RabbitMq {
 impl Drop for RabbitMq {
     fn drop(&mut self) {
         drop(self.server.take());
-        // Erlang's port mapper has left the group. It refuses to end until it has noticed that the node is gone.
-        let mut mapper = Command::new("epmd");
-        mapper.arg("-kill").env("ERL_EPMD_PORT", self.mapper.to_string());
-        mapper.stdout(Stdio::null()).stderr(Stdio::null());
-        // If it does not, it is left behind: a test that has ended cannot say so.
-        let _ = until("the end of the port mapper", Duration::from_secs(5), || {
-            Ok(mapper.status()?.success())
-        });
+        self.erlang.end_mapper();
     }
 }

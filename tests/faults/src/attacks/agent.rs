@@ -25,7 +25,7 @@ use remoteprocess_proto::v1::{
     ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, Gap, GapReason, OutputFrame, Phase,
     Seal, StartRequest, State, StreamSeal,
 };
-use remoteprocess_proto::{MAX_CHUNK, PROTOCOL};
+use remoteprocess_proto::{Checksum, MAX_CHUNK, PROTOCOL};
 use remoteprocess_tls::{ClientAuth, Limits, Role, serve};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -185,22 +185,25 @@ fn honest(from: u64, count: u64) -> impl Iterator<Item = Frame> {
 }
 
 fn exit(size: u64) -> Exit {
-    let mut hash = Sha256::new();
+    let (mut hash, mut checksum) = (Sha256::new(), Checksum::default());
     for offset in (0..size).step_by(MAX_CHUNK) {
         let length = usize::try_from(size - offset).map_or(MAX_CHUNK, |left| left.min(MAX_CHUNK));
-        hash.update(lines(offset, length));
+        let lines = lines(offset, length);
+        hash.update(&lines);
+        checksum.update(&lines);
     }
-    let seal = |bytes: u64, sha256: Vec<u8>| StreamSeal {
+    let seal = |bytes: u64, sha256: Vec<u8>, checksum: Checksum| StreamSeal {
         bytes,
         sha256: sha256.into(),
+        checksum: Some(checksum.value()),
         ..StreamSeal::default()
     };
     Exit {
         outcome: Outcome::Code.into(),
         source: Source::Entrypoint.into(),
         seal: Some(Seal {
-            stdout: Some(seal(size, hash.finalize().to_vec())),
-            stderr: Some(seal(0, Sha256::digest([]).to_vec())),
+            stdout: Some(seal(size, hash.finalize().to_vec(), checksum)),
+            stderr: Some(seal(0, Sha256::digest([]).to_vec(), Checksum::default())),
             ..Seal::default()
         }),
         ..Exit::default()
